@@ -1,0 +1,343 @@
+"""Slow, loop-only, float64 truth, written from the formulas and sharing no code with the library.
+
+Inputs are float64 unless said otherwise, samples are the leading axis everywhere, and nothing is
+detached unless a formula says so. Masked samples are dropped before anything is computed.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+EPS = 1e-6
+
+Params = dict[str, Tensor]
+Function = Callable[[Tensor], Tensor]
+Net = Callable[[Params, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+Rate = Callable[[str, int], float | Tensor]
+Pair = tuple[Tensor, Tensor]
+Task = tuple[Pair, Pair]
+Alignment = Sequence[Sequence[Tensor | None]]
+
+
+def mlp(params: Params, x: Tensor, activation: Function = torch.tanh) -> Tensor:
+    """head.weight activation(body.weight x + body.bias) + head.bias, sample by sample."""
+    rows = []
+    for sample in x:
+        hidden = activation(params["body.weight"] @ sample + params["body.bias"])
+        rows.append(params["head.weight"] @ hidden + params["head.bias"])
+    return torch.stack(rows)
+
+
+def tnet_mlp(
+    params: Params, transforms: Params, x: Tensor, activation: Function = torch.tanh
+) -> Tensor:
+    """T_head (W_head activation(T_body (W_body x + b_body)) + b_head), sample by sample."""
+    rows = []
+    for sample in x:
+        body = params["body.weight"] @ sample + params["body.bias"]
+        hidden = activation(transforms["body"] @ body)
+        head = params["head.weight"] @ hidden + params["head.bias"]
+        rows.append(transforms["head"] @ head)
+    return torch.stack(rows)
+
+
+def head_names(params: Iterable[str]) -> list[str]:
+    """ANIL: only the parameters whose name starts with "head." adapt."""
+    return [name for name in params if name.startswith("head.")]
+
+
+def valid(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x_s for the samples s with mask_s true; all of them without a mask."""
+    return x if mask is None else x[mask.bool()]
+
+
+def gelu(x: Tensor) -> Tensor:
+    """0.5 x (1 + erf(x / sqrt 2))."""
+    return 0.5 * x * (1.0 + torch.erf(x / math.sqrt(2.0)))
+
+
+def features(g: Function, x: Tensor) -> list[Tensor]:
+    """h_s = g(x_s), flattened."""
+    # Batches of one, so that no sample can leak into the features of another.
+    return [g(x[s : s + 1]).reshape(-1).double() for s in range(len(x))]
+
+
+def mean(vectors: Sequence[Tensor]) -> Tensor:
+    """1/n sum_s v_s."""
+    if not vectors:
+        raise ValueError("the mean of no vectors is undefined")
+    return sum(vectors) / len(vectors)
+
+
+def input_embedding(g: Function, inputs: Sequence[Tensor]) -> Tensor:
+    """e = mean of the flattened g(x) over every sample x of all the tensors together."""
+    return mean([h for x in inputs for h in features(g, x)])
+
+
+def labelled_regression_embedding(g: Function, weights: Params, x: Tensor, y: Tensor) -> Tensor:
+    """e = C mean_s(gelu(A h_s + a + B y_s)) + c."""
+    codes = []
+    for s, h in enumerate(features(g, x)):
+        codes.append(gelu(weights["A"] @ h + weights["a"] + weights["B"] @ y[s].reshape(-1)))
+    return weights["C"] @ mean(codes) + weights["c"]
+
+
+def labelled_classification_embedding(
+    g: Function, weights: Params, x: Tensor, y: Tensor, ways: int
+) -> Tensor:
+    """e = C mean_c(gelu(A p_c + a)) + c, c over the classes present in the support."""
+    means = prototypes(g, x, y, ways)
+    codes = []
+    for c in range(ways):
+        if any(int(label) == c for label in y):
+            codes.append(gelu(weights["A"] @ means[c] + weights["a"]))
+    return weights["C"] @ mean(codes) + weights["c"]
+
+
+def prototypes(g: Function, x: Tensor, y: Tensor, ways: int) -> Tensor:
+    """p_c = mean of the g(x_s) with y_s = c, zeros for an absent class."""
+    hs = features(g, x)
+    rows = []
+    for c in range(ways):
+        members = [h for s, h in enumerate(hs) if int(y[s]) == c]
+        rows.append(mean(members) if members else torch.zeros_like(hs[0]))
+    return torch.stack(rows)
+
+
+def prototype_logits(g: Function, means: Tensor, x: Tensor) -> Tensor:
+    """logit_qc = -|g(x_q) - p_c|^2."""
+    rows = []
+    for h in features(g, x):
+        rows.append(torch.stack([-((h - p) ** 2).sum() for p in means]))
+    return torch.stack(rows)
+
+
+def cosine(u: Tensor, v: Tensor) -> Tensor:
+    """sum_d u_d v_d * rsqrt(u.u + eps^2) * rsqrt(v.v + eps^2)."""
+    uv, uu, vv = (u * v).sum(), (u * u).sum(), (v * v).sum()
+    return uv * torch.rsqrt(uu + EPS**2) * torch.rsqrt(vv + EPS**2)
+
+
+def relation_matrix(embeddings: Tensor | Sequence[Tensor], omega: Tensor) -> Tensor:
+    """m_ij = 1/K sum_k cos(omega_k * e_i, omega_k * e_j)."""
+    rows = []
+    for e_i in embeddings:
+        row = []
+        for e_j in embeddings:
+            row.append(mean([cosine(omega_k * e_i, omega_k * e_j) for omega_k in omega]))
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def kept_models(m_i: Tensor, i: int, top_k: int | None) -> list[int]:
+    """The j != i, or of these the top_k with the largest m_ij (the smaller j wins a tie)."""
+    others = [j for j in range(len(m_i)) if j != i]
+    return sorted(others, key=lambda j: (-float(m_i[j].detach()), j))[:top_k]
+
+
+def relation_weights(
+    M: Tensor, normalize: str = "sum", temperature: float = 1.0, top_k: int | None = None
+) -> Tensor:
+    """w_ij = s_ij / sum_{kept j} s_ij, s = relu(m) + 1e-6, exp(m / temperature) or m; w_ii = 0."""
+    rows = []
+    for i in range(len(M)):
+        kept = kept_models(M[i], i, top_k)
+        # The shift cancels in the quotient; without it a low temperature overflows.
+        shift = max((float(M[i, j].detach()) for j in kept), default=0.0)
+        scores = {}
+        for j in kept:
+            if normalize == "sum":
+                scores[j] = torch.relu(M[i, j]) + 1e-6
+            elif normalize == "softmax":
+                scores[j] = torch.exp((M[i, j] - shift) / temperature)
+            elif normalize == "quotient":
+                scores[j] = M[i, j]
+            else:
+                raise ValueError(f"unknown normalization {normalize!r}")
+        total = sum(scores.values())
+        zero = torch.zeros((), dtype=M.dtype)
+        rows.append(
+            torch.stack([scores[j] / total if j in scores else zero for j in range(len(M))])
+        )
+    return torch.stack(rows)
+
+
+def unit_rows(p: Tensor) -> list[Tensor]:
+    """v * rsqrt(v.v + eps^2) for each row v."""
+    return [v * torch.rsqrt((v * v).sum() + EPS**2) for v in p]
+
+
+def sinkhorn(p_i: Tensor, p_j: Tensor, temperature: float, iterations: int) -> Tensor:
+    """S_cd = <p_ic, p_jd> / temperature; iterate S -= row lse, S -= column lse; A = exp(S)."""
+    us, vs = unit_rows(p_i), unit_rows(p_j)
+    S = [[(u * v).sum() / temperature for v in vs] for u in us]
+    for _ in range(iterations):
+        for c in range(len(us)):
+            row = torch.logsumexp(torch.stack(S[c]), 0)
+            S[c] = [entry - row for entry in S[c]]
+        for d in range(len(vs)):
+            column = torch.logsumexp(torch.stack([S[c][d] for c in range(len(us))]), 0)
+            for c in range(len(us)):
+                S[c][d] = S[c][d] - column
+    return torch.stack([torch.exp(torch.stack(row)) for row in S])
+
+
+def hungarian(p_i: Tensor, p_j: Tensor) -> Tensor:
+    """A_{c,pi(c)} = 1 for the permutation pi with the largest sum_c <p_ic, p_j,pi(c)>."""
+    us, vs = unit_rows(p_i.detach()), unit_rows(p_j.detach())
+    if len(us) != len(vs):
+        raise ValueError("a permutation needs the same number of classes on both sides")
+
+    def similarity(order: tuple[int, ...]) -> float:
+        return sum(float((us[c] * vs[d]).sum()) for c, d in enumerate(order))
+
+    best = max(itertools.permutations(range(len(us))), key=similarity)
+    A = torch.zeros(len(us), len(us), dtype=torch.float64)
+    for c, d in enumerate(best):
+        A[c, d] = 1.0
+    return A
+
+
+def align(A: Tensor | None, f: Tensor) -> Tensor:
+    """aligned[..., c] = sum_d A[c, d] f[..., d]; f itself without a matrix."""
+    if A is None:
+        return f
+    columns = []
+    for c in range(A.shape[0]):
+        column = torch.zeros_like(f[..., 0])
+        for d in range(A.shape[1]):
+            column = column + A[c, d] * f[..., d]
+        columns.append(column)
+    return torch.stack(columns, dim=-1)
+
+
+def mixture(
+    predictions: Sequence[Sequence[Tensor]],
+    weights: Tensor,
+    i: int,
+    kind: str,
+    alignment: Alignment | None = None,
+) -> Tensor:
+    """P_i = sum_{j != i} w_ij f_j(X_i), or log(sum_{j != i} w_ij softmax(f_j(X_i)))."""
+    if kind not in ("values", "logits"):
+        raise ValueError(f"unknown kind {kind!r}")
+    terms = []
+    for j in range(len(predictions)):
+        if j != i:
+            f = predictions[j][i]
+            f = torch.softmax(f, dim=-1) if kind == "logits" else f
+            terms.append(weights[i, j] * align(alignment[i][j] if alignment else None, f))
+    if not terms:
+        raise ValueError("a mixture needs at least two tasks")
+    return torch.log(sum(terms)) if kind == "logits" else sum(terms)
+
+
+def relation_loss(
+    predictions: Sequence[Sequence[Tensor]],
+    targets: Sequence[Tensor],
+    M: Tensor,
+    loss_fn: Loss,
+    kind: str = "values",
+    normalize: str = "sum",
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    masks: Sequence[Tensor | None] | None = None,
+    alignment: Alignment | None = None,
+) -> Tensor:
+    """L_TR = 1/T sum_i loss(P_i, Y_i), each loss over the valid samples of task i only."""
+    T = len(targets)
+    masks = masks if masks is not None else [None] * T
+    W = relation_weights(M, normalize, temperature, top_k)
+    kept = [[valid(predictions[j][i], masks[i]) for i in range(T)] for j in range(T)]
+    losses = []
+    for i in range(T):
+        P = mixture(kept, W, i, kind, alignment)
+        losses.append(loss_fn(P, valid(targets[i], masks[i])))
+    return mean(losses)
+
+
+def meta_loss(
+    tasks: Sequence[Task],
+    adapt_task: Callable[[Pair], Any],
+    predict: Callable[[Any, Tensor], Tensor],
+    embed: Callable[[Task], Tensor],
+    omega: Tensor,
+    lam: float,
+    loss_fn: Loss,
+    kind: str = "values",
+    normalize: str = "sum",
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    alignment: Alignment | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """L = 1/T sum_i loss(f_i(X_i), Y_i) + lam * L_TR, as (L, task loss, L_TR, M, W)."""
+    models = [adapt_task(support) for support, _ in tasks]
+    predictions = [[predict(model, query[0]) for _, query in tasks] for model in models]
+    targets = [query[1] for _, query in tasks]
+    task_loss = mean([loss_fn(predictions[i][i], targets[i]) for i in range(len(tasks))])
+    M = relation_matrix([embed(task) for task in tasks], omega)
+    W = relation_weights(M, normalize, temperature, top_k)
+    relation = relation_loss(
+        predictions, targets, M, loss_fn, kind, normalize, temperature, top_k, None, alignment
+    )
+    return task_loss + lam * relation, task_loss, relation, M, W
+
+
+def adapt(
+    net: Net,
+    params: Params,
+    names: Iterable[str],
+    x: Tensor,
+    y: Tensor,
+    loss_fn: Loss,
+    rate: Rate,
+    steps: int,
+    first_order: bool = False,
+) -> Params:
+    """theta^{s+1}_n = theta^s_n - rate(n, s) * grad_n loss(net(theta^s, x), y), n in names."""
+    names = list(names)
+    theta = dict(params)
+    for name in names:
+        if not theta[name].requires_grad:
+            theta[name] = theta[name].detach().clone().requires_grad_()
+    for step in range(steps):
+        loss = loss_fn(net(theta, x), y)
+        # A parameter that the loss does not read has the gradient zero and stays where it is.
+        gradients = torch.autograd.grad(
+            loss,
+            [theta[name] for name in names],
+            create_graph=not first_order,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for name, gradient in zip(names, gradients, strict=True):
+            # Only the gradient is cut: theta and the rate still receive meta-gradients.
+            gradient = gradient.detach() if first_order else gradient
+            theta[name] = theta[name] - rate(name, step) * gradient
+    return theta
+
+
+def finite_difference(
+    function: Callable[[], Tensor], tensor: Tensor, delta: float = 1e-5
+) -> Tensor:
+    """(function(t + delta e_n) - function(t - delta e_n)) / (2 delta) for each entry n of t."""
+    # .data leaves the version counter alone, so graphs built before stay usable afterwards.
+    entries = tensor.data
+    result = torch.zeros_like(entries)
+    for index in itertools.product(*(range(size) for size in tensor.shape)):
+        before = entries[index].item()
+        try:
+            entries[index] = before + delta
+            above = float(function().detach())
+            entries[index] = before - delta
+            below = float(function().detach())
+        finally:
+            entries[index] = before
+        result[index] = (above - below) / (2.0 * delta)
+    return result

@@ -1,0 +1,43 @@
+"""TRLearner: a plug-in regularizer that lets the tasks of a meta-batch help each other."""
+
+from trlearner.align import hungarian, sinkhorn
+from trlearner.batch import Samples, TaskBatch
+from trlearner.consistency import relation_consistency, relation_weights
+from trlearner.encoders.input import InputEncoder
+from trlearner.encoders.labelled import LabelledEncoder
+from trlearner.encoders.protocol import Encoder
+from trlearner.learners.adapted import Adapted
+from trlearner.learners.anil import ANIL
+from trlearner.learners.maml import MAML
+from trlearner.learners.metasgd import MetaSGD
+from trlearner.learners.protocol import GradientLearner, Learner
+from trlearner.learners.protonet import ProtoNet
+from trlearner.learners.tnet import TNet
+from trlearner.regularizer import Output, TRLearner
+from trlearner.relation import TaskRelation, relation_matrix
+from trlearner.seam import InnerLoop
+
+__all__ = [
+    "ANIL",
+    "MAML",
+    "Adapted",
+    "Encoder",
+    "GradientLearner",
+    "InnerLoop",
+    "InputEncoder",
+    "LabelledEncoder",
+    "Learner",
+    "MetaSGD",
+    "Output",
+    "ProtoNet",
+    "Samples",
+    "TNet",
+    "TRLearner",
+    "TaskBatch",
+    "TaskRelation",
+    "hungarian",
+    "relation_consistency",
+    "relation_matrix",
+    "relation_weights",
+    "sinkhorn",
+]

@@ -1,0 +1,76 @@
+"""Matching the classes of two tasks, each of which numbers its own."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trlearner.relation import EPSILON
+
+TEMPERATURE = 0.1
+ITERATIONS = 20
+
+
+def similarity(
+    prototypes: Float[Tensor, "tasks classes features"],
+) -> Float[Tensor, "models tasks classes classes"]:
+    """Cosines of class prototypes: class c of task i with class c' of task j at ``[j, i, c, c']``."""
+    units = prototypes * torch.rsqrt(prototypes.square().sum(-1, keepdim=True) + EPSILON**2)
+    return torch.einsum("icf,jdf->jicd", units, units)
+
+
+def sinkhorn(
+    prototypes: Float[Tensor, "tasks classes features"],
+    temperature: float = TEMPERATURE,
+    iterations: int = ITERATIONS,
+) -> Float[Tensor, "models tasks classes classes"]:
+    """Soft one-to-one matching of class prototypes, differentiable.
+
+    The kernel exp(cosine / temperature) is normalized in turn over rows and columns (Sinkhorn & Knopp
+    1967), ending with columns: each class of the model is shared out among the task's classes.
+
+    Args:
+        prototypes: Mean features of each task's classes.
+        temperature: Lower is harder.
+        iterations: Of both normalizations.
+
+    Example:
+        >>> two = torch.eye(2)
+        >>> sinkhorn(torch.stack([two, two.flip(0)]))[1, 0].round()
+        tensor([[0., 1.],
+                [1., 0.]])
+    """
+    logs = similarity(prototypes) / temperature
+    for _ in range(iterations):
+        logs = logs - logs.logsumexp(-1, keepdim=True)
+        logs = logs - logs.logsumexp(-2, keepdim=True)
+    return logs.exp()
+
+
+def hungarian(
+    prototypes: Float[Tensor, "tasks classes features"],
+) -> Float[Tensor, "models tasks classes classes"]:
+    """The one-to-one matching of largest total cosine; a permutation, without a gradient.
+
+    Raises:
+        ImportError: SciPy is not installed.
+
+    Example:
+        >>> two = torch.eye(2)
+        >>> hungarian(torch.stack([two, two.flip(0)]))[1, 0]
+        tensor([[0., 1.],
+                [1., 0.]])
+    """
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise ImportError(
+            "align='hungarian' needs SciPy: pip install scipy. Or use align='sinkhorn'."
+        ) from error
+    cosines = similarity(prototypes).detach()
+    matching = torch.zeros_like(cosines)
+    for j, i in torch.cartesian_prod(*[torch.arange(len(prototypes))] * 2).tolist():
+        rows, columns = linear_sum_assignment(cosines[j, i].cpu().numpy(), maximize=True)
+        matching[j, i, rows, columns] = 1
+    return matching

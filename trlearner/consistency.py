@@ -1,0 +1,216 @@
+"""Relation-aware consistency: related tasks' models must agree with the truth on each other's data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from trlearner.loss import task_loss
+from trlearner.types import LossFn
+
+Normalize = Literal["sum", "softmax", "quotient"]
+Mixture = Literal["auto", "values", "logits"]
+
+FLOOR = 1e-6
+"""What `normalize="sum"` adds to every relation: a row without positive relations is uniform."""
+
+
+def relation_weights(
+    relations: Float[Tensor, "tasks models"],
+    normalize: Normalize = "sum",
+    *,
+    temperature: float | Tensor = 0.1,
+    top_k: int | None = None,
+) -> Float[Tensor, "tasks models"]:
+    """Mixture weights w_ij of each task's neighbours; rows sum to 1, the diagonal is 0.
+
+    - ``"sum"``: (relu(m_ij) + eps) / sum_{j != i} (relu(m_ij) + eps), eps = 1e-6;
+    - ``"softmax"``: softmax over j != i of m_ij / temperature;
+    - ``"quotient"``: m_ij / sum_{j != i} m_ij, the paper's (arXiv 2409.08474, eq. 5). Cosines can be
+      negative, so weights can be, and the divisor can be almost nothing: it is kept 1e-12 from 0.
+
+    Args:
+        relations: M of a batch.
+        normalize: See above.
+        temperature: For ``"softmax"``.
+        top_k: Only so many neighbours with the largest m_ij keep weight.
+
+    Example:
+        >>> relation_weights(torch.tensor([[1.0, 0.2, 0.6], [0.2, 1.0, -0.5], [0.6, -0.5, 1.0]]))
+        tensor([[0.0000, 0.2500, 0.7500],
+                [1.0000, 0.0000, 0.0000],
+                [1.0000, 0.0000, 0.0000]])
+    """
+    tasks = len(relations)
+    if relations.shape != (tasks, tasks):
+        raise ValueError(
+            f"relations must be [tasks, models] with as many models as tasks, got "
+            f"{tuple(relations.shape)}. Select this batch's rows and columns first."
+        )
+    keep = ~torch.eye(tasks, dtype=torch.bool, device=relations.device)
+    if top_k is not None and top_k < tasks - 1:
+        keep = torch.zeros_like(keep).scatter(1, nearest(relations, top_k), True)
+    return _normalized(relations, keep, normalize, temperature)
+
+
+def nearest(relations: Float[Tensor, "tasks models"], top_k: int) -> Shaped[Tensor, "tasks top_k"]:
+    """Which other models have the largest relation to each task."""
+    tasks = len(relations)
+    itself = torch.eye(tasks, dtype=torch.bool, device=relations.device)
+    return relations.masked_fill(itself, -torch.inf).topk(min(top_k, tasks - 1), dim=1).indices
+
+
+def _normalized(
+    relations: Tensor, keep: Tensor, normalize: Normalize, temperature: float | Tensor
+) -> Tensor:
+    if normalize == "softmax":
+        # A row with nothing to keep (one task) is all zero rather than NaN.
+        scores = torch.where(keep, relations / temperature, -torch.inf)
+        scores = torch.where(keep.any(1, keepdim=True), scores, 0.0)
+        return torch.where(keep, scores.softmax(1), 0.0)
+    if normalize == "sum":
+        raw = torch.where(keep, relations.relu() + FLOOR, 0.0)
+        return raw / raw.sum(1, keepdim=True).clamp(min=FLOOR)
+    if normalize == "quotient":
+        raw = torch.where(keep, relations, 0.0)
+        total = raw.sum(1, keepdim=True)
+        tiny = torch.where(total < 0, -1e-12, 1e-12).to(total.dtype)
+        return raw / torch.where(total.abs() < 1e-12, tiny, total)
+    raise ValueError(f"normalize must be 'sum', 'softmax' or 'quotient', got {normalize!r}.")
+
+
+def mix(
+    predictions: Float[Tensor, "models tasks queries *outputs"],
+    weights: Float[Tensor, "tasks models"],
+    mixture: Literal["values", "logits"],
+    alignment: Float[Tensor, "models tasks classes classes"] | None = None,
+) -> Float[Tensor, "tasks queries *outputs"]:
+    """Each task's mixture of what the models say of its queries: P_i = sum_j w_ij f_j(X_i).
+
+    Logits are mixed as probabilities and returned as their logarithms, which cross-entropy takes for
+    logits. An alignment translates class c' of the model to class c of the task first.
+
+    Args:
+        predictions: f_j(X_i) at ``[j, i]``.
+        weights: w_ij at ``[i, j]``.
+        mixture: ``"values"``, or ``"logits"`` with classes on the last axis.
+        alignment: A_ji, with A[j, i, c, c'] the share of the model's class c' in the task's class c.
+    """
+    share = weights.T.reshape(*weights.T.shape, *[1] * (predictions.ndim - 2))
+    if mixture == "values":
+        if alignment is not None:
+            predictions = torch.einsum("jiqd,jicd->jiqc", predictions, alignment)
+        return (share * predictions).sum(0)
+    logs = predictions.log_softmax(-1)
+    if alignment is not None:
+        logs = torch.logsumexp(logs[..., None, :] + _log(alignment)[:, :, None], dim=-1)
+    # Zero weights are masked before the logarithm, or the gradient is NaN.
+    return torch.logsumexp(logs + _log(share), dim=0)
+
+
+def _log(weights: Tensor) -> Tensor:
+    positive = weights > 0
+    return torch.where(positive, torch.where(positive, weights, 1.0).log(), -torch.inf)
+
+
+def relation_consistency(
+    predictions: Float[Tensor, "models tasks queries *outputs"],
+    targets: Shaped[Tensor, "tasks queries *labels"],
+    relations: Float[Tensor, "tasks models"],
+    loss_fn: LossFn,
+    *,
+    mask: Bool[Tensor, "tasks queries"] | None = None,
+    mixture: Mixture = "auto",
+    normalize: Normalize = "sum",
+    temperature: float | Tensor = 0.1,
+    top_k: int | None = None,
+    alignment: Float[Tensor, "models tasks classes classes"] | None = None,
+) -> Float[Tensor, ""]:
+    """Loss of each task's queries under its related tasks' models.
+
+    L_TR = mean_i loss_fn(sum_{j != i} w_ij * f_j(X_i), Y_i),  w_ij = m_ij / sum_{j != i} m_ij
+    (arXiv 2409.08474, eq. 5; deviation: by default w = (relu(m) + eps) / sum(relu(m) + eps), which
+    cannot divide by almost nothing.)
+
+    Args:
+        predictions: Every model on every task's queries, f_j(X_i) at ``[j, i]``.
+        targets: The tasks' own targets.
+        relations: M, as `TaskRelation` returns it.
+        loss_fn: ``(predictions [queries, ...], targets [queries, ...]) -> scalar``, for one task.
+        mask: True where a query is real.
+        mixture: ``"values"``, ``"logits"``, or ``"auto"``: logits for integer targets.
+        normalize: As in `relation_weights`.
+        temperature: As in `relation_weights`.
+        top_k: As in `relation_weights`.
+        alignment: As in `mix`; made by `trlearner.align`.
+
+    Returns:
+        L_TR; 0 for a single task, which has no neighbours.
+
+    Raises:
+        ValueError: Shapes disagree, or negative weights would have to be mixed as probabilities.
+
+    Example:
+        >>> predictions = torch.zeros(3, 3, 5, 1)
+        >>> m = TaskRelation(dim=8)(torch.rand(3, 8))
+        >>> relation_consistency(predictions, torch.ones(3, 5, 1), m, nn.functional.mse_loss).item()
+        1.0
+    """
+    check_predictions(predictions, targets, relations)
+    if len(relations) == 1:
+        return predictions.sum() * 0
+    kind = mixture_kind(mixture, targets, normalize)
+    weights = relation_weights(relations, normalize, temperature=temperature, top_k=top_k)
+    mixed = mix(predictions, weights, kind, alignment)
+    losses = [
+        task_loss(loss_fn, mixed[i], targets[i], None if mask is None else mask[i])
+        for i in range(len(mixed))
+    ]
+    return torch.stack(losses).mean()
+
+
+def mixture_kind(
+    mixture: Mixture, targets: Tensor, normalize: Normalize
+) -> Literal["values", "logits"]:
+    """What ``"auto"`` stands for, and whether it goes with the weights.
+
+    Raises:
+        ValueError: It does not, or there is no such mixture.
+    """
+    if mixture not in ("auto", "values", "logits"):
+        raise ValueError(f"mixture must be 'auto', 'values' or 'logits', got {mixture!r}.")
+    if mixture == "auto":
+        mixture = "values" if targets.is_floating_point() else "logits"
+    if mixture == "logits" and normalize == "quotient":
+        raise ValueError(
+            "mixture='logits' mixes probabilities, but normalize='quotient' can give negative weights. "
+            "Use normalize='sum' or 'softmax', or mixture='values'."
+        )
+    return mixture
+
+
+def check_predictions(predictions: Tensor, targets: Tensor, relations: Tensor) -> None:
+    """Refuse shapes that do not fit together.
+
+    Raises:
+        ValueError: Naming the argument, what it is and what it should be.
+    """
+    if predictions.ndim < 3 or predictions.shape[0] != predictions.shape[1]:
+        raise ValueError(
+            "predictions must be [models, tasks, queries, ...] with as many models as tasks, got "
+            f"{tuple(predictions.shape)}. adapted.cross(xq) returns them so."
+        )
+    if tuple(relations.shape) != tuple(predictions.shape[:2]):
+        raise ValueError(
+            f"relations must be [tasks, models] = {tuple(predictions.shape[:2])} to match predictions "
+            f"{tuple(predictions.shape)}, got {tuple(relations.shape)}.\nIf they were computed on a "
+            "larger pool, select this batch's rows and columns first."
+        )
+    if tuple(targets.shape[:2]) != tuple(predictions.shape[1:3]):
+        raise ValueError(
+            f"targets must be [tasks, queries, ...] = {tuple(predictions.shape[1:3])} to match "
+            f"predictions {tuple(predictions.shape)}, got {tuple(targets.shape)}."
+        )

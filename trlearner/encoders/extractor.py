@@ -1,0 +1,118 @@
+"""A feature extractor that may be a part of the learner's own model."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from trlearner import functional
+from trlearner.learners.protocol import MODEL, Learner, living, watching
+from trlearner.types import State
+
+
+class Extractor(nn.Module):
+    """Runs a module with the learner's parameters where it shares them, with its own elsewhere.
+
+    What belongs to a learner's model is recognized by identity and never registered here, so it
+    shows up neither in `parameters()` nor in `state_dict()`; everything else is registered under
+    ``own``. It makes no difference which of learner and extractor was made first.
+
+    Args:
+        module: Maps inputs ``[samples, ...]`` to ``[samples, ...]``; ``None`` passes inputs on.
+    """
+
+    def __init__(self, module: nn.Module | None) -> None:
+        super().__init__()
+        if module is not None and not isinstance(module, nn.Module):
+            raise TypeError(
+                f"extractor must be an nn.Module or None, got {type(module).__name__}. Parameters that "
+                "a plain function closes over could not be found; wrap it in an nn.Module."
+            )
+        # In a tuple, so that nn.Module does not register it.
+        self._module = (nn.Identity() if module is None else module,)
+        self.own: nn.Module | None = None
+        self._find_own()
+        watching.add(self)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module as the user gave it."""
+        return self._module[0]
+
+    def notice(self, learner: Learner) -> None:
+        """Lets go of what turns out to belong to a learner."""
+        self._find_own()
+
+    def features(
+        self, learner: Learner | None, state: State, x: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Features of inputs ``[tasks, samples, ...]``, flattened to ``[tasks, samples, features]``.
+
+        Args:
+            learner: Whose parameters are read from `state`.
+            state: The learner's parameters and buffers, and these own ones under `prefix`.
+            x: Inputs of every task.
+            mask: ``[tasks, samples]``, true where a sample is real.
+        """
+        functional.check_statistics(self.module, "extractor")
+        local = self._local_state(learner, state)
+        if functional.couples_samples(self.module):
+            found = functional.per_task(
+                lambda i, keep: functional.pure_call(self.module, local, x[i][keep]), mask, len(x)
+            )
+        else:
+            found = functional.pure_call(self.module, local, x.flatten(0, 1))
+            found = found.unflatten(0, x.shape[:2])
+        return found.flatten(2) if found.ndim > 2 else found[..., None]
+
+    def _local_state(self, learner: Learner | None, state: State) -> dict[str, Tensor]:
+        theirs: dict[int, str] = {}
+        if learner is not None:
+            theirs = {id(p): n for n, p in learner.named_parameters()}
+            theirs |= {id(b): n for n, b in learner.named_buffers()}
+            state = {**state, **_prefixed(MODEL, learner.model_state(state))}
+        local = {}
+        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+            if id(tensor) in theirs:
+                local[name] = state[theirs[id(tensor)]]
+            elif OWN + name in state:
+                local[name] = state[OWN + name]
+            else:
+                raise ValueError(
+                    f"the extractor's {name!r} belongs to a learner, but not to the one it is used "
+                    "with. Build the encoder from a part of this learner's model, e.g. "
+                    "InputEncoder(learner.model.features, dim=64)."
+                )
+        return local
+
+    def _find_own(self) -> None:
+        modules = {id(m) for learner in living for m in learner.modules()}
+        parameters = {id(p) for learner in living for p in learner.parameters()}
+        self.own = _own(self.module, modules, parameters)
+
+
+OWN = "regularizer.encoder.extractor.own."
+"""Where a regularizer's state keeps the extractor's own parameters."""
+
+
+def _own(module: nn.Module, modules: set[int], parameters: set[int]) -> nn.Module | None:
+    """The part of `module` that belongs to no learner: all, nothing, or a tree like it."""
+    if id(module) in modules:
+        return None
+    shares = any(id(m) in modules for m in module.modules())
+    if not shares and not any(id(p) in parameters for p in module.parameters()):
+        return module
+    tree = nn.Module()
+    for name, p in module.named_parameters(recurse=False):
+        if id(p) not in parameters:
+            tree.register_parameter(name, p)
+    for name, buffer in module.named_buffers(recurse=False):
+        tree.register_buffer(name, buffer, name not in module._non_persistent_buffers_set)
+    for name, child in module.named_children():
+        own = _own(child, modules, parameters)
+        if own is not None:
+            tree.add_module(name, own)
+    return tree
+
+
+def _prefixed(prefix: str, state: State) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}

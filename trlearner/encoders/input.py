@@ -1,0 +1,69 @@
+"""The paper's encoder: a task is the mean of its inputs' features."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from trlearner.batch import TaskBatch
+from trlearner.encoders.extractor import Extractor
+from trlearner.encoders.protocol import Encoder, check_width
+from trlearner.learners.protocol import Learner
+from trlearner.prototype import batch_prototypes
+from trlearner.types import Fast, State
+
+
+class InputEncoder(Encoder):
+    """``e_i = mean of g(x)`` over task i's meta-data (arXiv 2409.08474).
+
+    It sees no labels: tasks that share their inputs look alike to it. Use `LabelledEncoder` there.
+
+    Args:
+        extractor: g, maps ``[samples, ...]`` to features that are flattened; ``None`` takes the inputs
+            themselves. It may be a part of the learner's model.
+        dim: The width of g(x).
+        metadata: ``"support"``, or ``"all"`` for support and query inputs.
+        detach: Train g by nothing that the relations want.
+
+    Example:
+        >>> encoder = InputEncoder(nn.Linear(2, 8), dim=8)
+        >>> sum(p.numel() for p in encoder.parameters())
+        24
+    """
+
+    def __init__(
+        self,
+        extractor: nn.Module | None,
+        dim: int,
+        metadata: Literal["support", "all"] = "support",
+        detach: bool = False,
+    ) -> None:
+        super().__init__()
+        if metadata not in ("support", "all"):
+            raise ValueError(f"metadata must be 'support' or 'all', got {metadata!r}.")
+        self.dim = dim
+        self.extractor = Extractor(extractor)
+        self.metadata = metadata
+        self.detach = detach
+
+    def encode(self, learner: Learner | None, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
+        """The mean feature of every task: ``[tasks, dim]``."""
+        sets = [batch.support] if self.metadata == "support" else [batch.support, batch.query]
+        sums, counts = [], []
+        for samples in sets:
+            features = self.extractor.features(learner, state, samples.x, samples.mask)
+            check_width(features.shape[-1], self.dim, "the extractor's features", "dim")
+            real = torch.ones_like(features[..., 0]) if samples.mask is None else samples.mask
+            sums.append((features * real[..., None]).sum(1))
+            counts.append(real.sum(1)[:, None])
+        embeddings = torch.stack(sums).sum(0) / torch.stack(counts).sum(0)
+        return embeddings.detach() if self.detach else embeddings
+
+    def prototypes(self, learner: Learner | None, state: State, batch: TaskBatch) -> Tensor:
+        """Mean features ``[tasks, classes, features]`` of the support's classes."""
+        support = batch.support
+        features = self.extractor.features(learner, state, support.x, support.mask)
+        means, _ = batch_prototypes(features.detach() if self.detach else features, support)
+        return means

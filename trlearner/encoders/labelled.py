@@ -1,0 +1,116 @@
+"""An encoder that looks at the targets as well."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear
+from torch.nn.parameter import UninitializedParameter
+
+from trlearner.batch import Samples, TaskBatch
+from trlearner.encoders.extractor import Extractor
+from trlearner.encoders.protocol import Encoder, check_width
+from trlearner.learners.protocol import Learner
+from trlearner.prototype import batch_prototypes
+from trlearner.types import Fast, State
+
+
+class LabelledEncoder(Encoder):
+    """A small learned set encoder over a task's labelled support samples.
+
+    For regression, ``e_i = C mean_s gelu(A g(x_s) + B y_s + a) + c`` over the support; for class labels
+    (a batch with `ways`) ``e_i = C mean_c gelu(A p_c + a) + c`` over the class prototypes p_c, which
+    does not depend on how a task numbers its classes.
+
+    Args:
+        extractor: g, as for `InputEncoder`; ``None`` takes the inputs themselves.
+        dim: The width of an embedding.
+        features: The width of g(x); by default it is found at the first batch.
+        targets: The width of a regression target; by default it is found at the first batch.
+        hidden: The width of the hidden layer.
+        detach: Train g by nothing that the relations want.
+
+    Example:
+        >>> LabelledEncoder(None, dim=16, features=1, targets=1).of_features
+        Linear(in_features=1, out_features=64, bias=True)
+    """
+
+    def __init__(
+        self,
+        extractor: nn.Module | None,
+        dim: int,
+        features: int | None = None,
+        targets: int | None = None,
+        hidden: int = 64,
+        detach: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.extractor = Extractor(extractor)
+        self.detach = detach
+        self.of_features = (
+            nn.LazyLinear(hidden) if features is None else nn.Linear(features, hidden)
+        )
+        self.of_targets = (
+            nn.LazyLinear(hidden, bias=False)
+            if targets is None
+            else nn.Linear(targets, hidden, bias=False)
+        )
+        self.out = nn.Linear(hidden, dim)
+
+    def prepare(self, learner: Learner | None, state: State, batch: TaskBatch) -> None:
+        """Gives layers of unknown width the width that this batch shows."""
+        if not any(isinstance(p, UninitializedParameter) for p in self.parameters()):
+            return
+        x, y = batch.support.x[:1, :2], batch.support.y[:1, :2]
+        devices = [x.device] if x.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            # A width that is still unknown shows in its layer's first call.
+            features = self.extractor.features(learner, state, x)
+            self.of_features(features)
+            self.of_targets(
+                features[..., :1] if _labels(batch.support) else _columns(y).to(features)
+            )
+
+    def encode(self, learner: Learner | None, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
+        """The set encoding of every task: ``[tasks, dim]``."""
+        support, own = batch.support, self.own(state)
+        features = self._features(learner, state, support)
+        check_width(features.shape[-1], self.of_features.in_features, "g(x)", "features")
+        elements, real = features, support.mask
+        if _labels(support):
+            elements, count = batch_prototypes(features, support)
+            real = count > 0
+        hidden = linear(elements, own["of_features.weight"], own["of_features.bias"])
+        if not _labels(support):
+            y = _columns(support.y)
+            check_width(y.shape[-1], self.of_targets.in_features, "a target", "targets")
+            hidden = hidden + linear(y.to(hidden), own["of_targets.weight"])
+        pooled = _masked_mean(gelu(hidden), real)
+        return linear(pooled, own["out.weight"], own["out.bias"])
+
+    def prototypes(self, learner: Learner | None, state: State, batch: TaskBatch) -> Tensor:
+        """Mean features ``[tasks, classes, features]`` of the support's classes."""
+        means, _ = batch_prototypes(self._features(learner, state, batch.support), batch.support)
+        return means
+
+    def _features(self, learner: Learner | None, state: State, support: Samples) -> Tensor:
+        features = self.extractor.features(learner, state, support.x, support.mask)
+        return features.detach() if self.detach else features
+
+
+def _labels(support: Samples) -> bool:
+    return not support.y.is_floating_point()
+
+
+def _columns(y: Tensor) -> Tensor:
+    """``[tasks, samples, ...] -> [tasks, samples, targets]``."""
+    return y.flatten(2) if y.ndim > 2 else y[..., None]
+
+
+def _masked_mean(values: Tensor, real: Tensor | None) -> Tensor:
+    """``[tasks, elements, ...] -> [tasks, ...]``, over the real elements."""
+    if real is None:
+        return values.mean(1)
+    weight = real[..., None].to(values)
+    return (values * weight).sum(1) / weight.sum(1)

@@ -1,0 +1,1 @@
+"""How many tasks run: one after the other, or all at once."""

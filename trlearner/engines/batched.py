@@ -1,0 +1,94 @@
+"""Engine ``batched``: all tasks at once.
+
+Parameters are expanded, not copied, to a leading axis of tasks and the forward is one ``vmap``. The
+tasks' losses are independent, so the plain gradient of their sum is each task's own gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trlearner.batch import Samples
+from trlearner.engines.loop import gradients
+from trlearner.loss import task_loss
+from trlearner.seam import Engine, InnerLoop, TaskLearner
+from trlearner.types import Fast, LossFn, State
+
+
+def embed(learner: TaskLearner, state: State, x: Tensor, mask: Tensor | None) -> Tensor:
+    """What tasks share, in one call over all their samples: ``[tasks, samples, ...]``."""
+    if learner.couples_samples():
+        return _vmap(lambda one: learner.embed(state, one))(x)
+    return learner.embed(state, x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def adapt(
+    learner: TaskLearner,
+    state: State,
+    features: Tensor,
+    support: Samples,
+    loss_fn: LossFn,
+    steps: int,
+) -> Fast:
+    """All tasks' adaptations together: each entry ``[tasks, ...]``."""
+
+    def loss_at(fast: Fast) -> Tensor:
+        predictions = predict(learner, state, fast, features, support.mask)
+        return loss(loss_fn, predictions, support.y, support.mask).sum()
+
+    lent = InnerLoop(
+        features,
+        support.y,
+        support.mask,
+        support.ways,
+        steps,
+        lift=_vmap,
+        spread=lambda shared: shared.expand(len(features), *shared.shape),
+        gradient=lambda fast, first_order: gradients(loss_at, fast, first_order),
+    )
+    return learner.inner(state, lent)
+
+
+def predict(
+    learner: TaskLearner, state: State, fast: Fast, features: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Every model on its own task: ``[tasks, queries, ...]``."""
+    return _vmap(lambda model, h: learner.predict(state, model, h))(fast, features)
+
+
+def cross(
+    learner: TaskLearner,
+    state: State,
+    fast: Fast,
+    features: Tensor,
+    mask: Tensor | None,
+    neighbours: Tensor | None,
+) -> Tensor:
+    """Every model on every task: ``[models, tasks, queries, ...]``."""
+
+    def one(model: Fast, h: Tensor) -> Tensor:
+        return learner.predict(state, model, h)
+
+    if neighbours is not None:
+        asked = {name: values[neighbours] for name, values in fast.items()}
+        return _vmap(_vmap(one), (0, None))(asked, features)
+    if learner.couples_samples():
+        return _vmap(_vmap(one, (None, 0)), (0, None))(fast, features)
+    # Each model runs once over all tasks' queries together.
+    together = _vmap(one, (0, None))(fast, features.flatten(0, 1))
+    return together.unflatten(1, features.shape[:2])
+
+
+def loss(loss_fn: LossFn, predictions: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    """Each task's loss on its real samples: ``[tasks]``."""
+    in_dims = (0, 0, None if mask is None else 0)
+    return _vmap(lambda p, t, m: task_loss(loss_fn, p, t, m), in_dims)(predictions, y, mask)
+
+
+def _vmap(function, in_dims=0):  # type: ignore[no-untyped-def]
+    # "different" gives every task noise of its own, as a loop would.
+    return torch.vmap(function, in_dims=in_dims, randomness="different")
+
+
+ENGINE = Engine("batched", embed, adapt, predict, cross, loss)

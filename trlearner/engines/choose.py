@@ -1,0 +1,103 @@
+"""Which engine runs a batch."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+
+import torch
+from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
+
+from trlearner.batch import Samples
+from trlearner.engines import batched, higher, loop
+from trlearner.loss import check_decomposes
+from trlearner.seam import Engine, GradientTaskLearner, TaskLearner
+from trlearner.types import LossFn
+
+ENGINES = {engine.name: engine for engine in (higher.ENGINE, loop.ENGINE, batched.ENGINE)}
+
+
+def choose(
+    learner: TaskLearner, name: str, samples: Samples, loss_fn: LossFn, masked: bool
+) -> Engine:
+    """The engine that `name` asks for; ``"auto"`` decides by layers, device and a trial.
+
+    ``"auto"`` is ``batched``, except that it is ``loop`` where layers couple samples and tasks are
+    masked, where convolutions adapt on a CPU (grouped convolution is slower there), and where the
+    model cannot run under ``vmap``, which is tried once and reported.
+
+    Raises:
+        ValueError: There is no such engine, or it cannot run these samples.
+    """
+    if name == "auto":
+        name = _decide(learner, samples, loss_fn, masked)
+    if name not in ENGINES:
+        raise ValueError(f"engine must be 'auto' or one of {sorted(ENGINES)}, got {name!r}.")
+    if name == "batched" and masked and learner.couples_samples():
+        raise ValueError(
+            "engine='batched' cannot drop masked samples from layers that couple samples (BatchNorm "
+            "with batch statistics). Use engine='loop' or 'auto', tasks of equal size, or GroupNorm."
+        )
+    return ENGINES[name]
+
+
+def check_loss(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> None:
+    """Refuse a loss that masks would change; tried on the largest task.
+
+    Raises:
+        ValueError: As `trlearner.loss.check_decomposes`.
+    """
+    largest = 0 if samples.mask is None else int(samples.mask.sum(1).argmax())
+    x, y = samples.real(largest)
+    one = Samples(x[None], y[None], ways=samples.ways)
+    check_decomposes(loss_fn, _trial(learner, one, loss_fn, loop.ENGINE, steps=0)[0], y)
+
+
+def _decide(learner: TaskLearner, samples: Samples, loss_fn: LossFn, masked: bool) -> str:
+    if masked and learner.couples_samples():
+        return "loop"
+    if samples.x.device.type == "cpu" and _adapts_convolutions(learner):
+        return "loop"
+    if learner not in _vmappable:
+        _vmappable[learner] = _runs_batched(learner, samples, loss_fn)
+    return "batched" if _vmappable[learner] else "loop"
+
+
+def _adapts_convolutions(learner: TaskLearner) -> bool:
+    if not isinstance(learner, GradientTaskLearner):
+        return False
+    moved = {id(tensor) for tensor in learner.start(learner.state()).values()}
+    return any(
+        isinstance(module, _ConvNd) and any(id(p) in moved for p in module.parameters())
+        for module in learner.modules()
+    )
+
+
+def _runs_batched(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> bool:
+    try:
+        _trial(learner, samples[:2], loss_fn, batched.ENGINE, steps=1)
+    except Exception as error:
+        # Whatever went wrong, the loop either runs or raises it where its user can understand it.
+        warnings.warn(
+            f"engine='auto' runs this learner with 'loop', for 'batched' failed: {error}. Pass "
+            "engine='loop' to silence this.",
+            stacklevel=5,
+        )
+        return False
+    return True
+
+
+def _trial(
+    learner: TaskLearner, samples: Samples, loss_fn: LossFn, engine: Engine, steps: int
+) -> Tensor:
+    """The predictions of a small meta-step that leaves no trace."""
+    devices = [samples.x.device] if samples.x.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        state = learner.state()
+        features = engine.embed(learner, state, samples.x, samples.mask)
+        fast = engine.adapt(learner, state, features, samples, loss_fn, steps)
+        return engine.predict(learner, state, fast, features, samples.mask)
+
+
+_vmappable: weakref.WeakKeyDictionary[TaskLearner, bool] = weakref.WeakKeyDictionary()

@@ -1,0 +1,144 @@
+"""Engine ``loop``: one task after the other, with plain ``torch.func.functional_call``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from trlearner.batch import Samples
+from trlearner.functional import per_task
+from trlearner.loss import task_loss
+from trlearner.seam import Engine, Gradients, InnerLoop, TaskLearner
+from trlearner.types import Fast, LossFn, State
+
+
+def embed(learner: TaskLearner, state: State, x: Tensor, mask: Tensor | None) -> Tensor:
+    """What tasks share, of each task's real inputs: ``[tasks, samples, ...]``."""
+    return per_task(lambda i, keep: learner.embed(state, x[i][keep]), mask, len(x))
+
+
+def adapt(
+    learner: TaskLearner,
+    state: State,
+    features: Tensor,
+    support: Samples,
+    loss_fn: LossFn,
+    steps: int,
+) -> Fast:
+    """Each task's adaptation in turn, stacked: each entry ``[tasks, ...]``."""
+    return stack_tasks(
+        _adapt_task(learner, state, h, y, support.ways, loss_fn, steps)
+        for h, y in real_samples(features, support)
+    )
+
+
+def predict(
+    learner: TaskLearner, state: State, fast: Fast, features: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Every model on its own task: ``[tasks, queries, ...]``."""
+    models = _unbind(fast)
+    return per_task(
+        lambda i, keep: learner.predict(state, models[i], features[i][keep]), mask, len(features)
+    )
+
+
+def cross(
+    learner: TaskLearner,
+    state: State,
+    fast: Fast,
+    features: Tensor,
+    mask: Tensor | None,
+    neighbours: Tensor | None,
+) -> Tensor:
+    """Every model on every task: ``[models, tasks, queries, ...]``."""
+    models, tasks = _unbind(fast), len(features)
+    if neighbours is None and mask is None and not learner.couples_samples():
+        together = features.flatten(0, 1)
+        rows = [learner.predict(state, model, together) for model in models]
+        return torch.stack([row.unflatten(0, (tasks, -1)) for row in rows])
+    # One row asks one model for each task.
+    asked = [[j] * tasks for j in range(len(models))] if neighbours is None else neighbours.tolist()
+    return torch.stack(
+        [
+            per_task(
+                lambda i, keep, row=row: learner.predict(  # type: ignore[misc]
+                    state, models[row[i]], features[i][keep]
+                ),
+                mask,
+                tasks,
+            )
+            for row in asked
+        ]
+    )
+
+
+def loss(loss_fn: LossFn, predictions: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    """Each task's loss on its real samples: ``[tasks]``."""
+    keep = [slice(None) if mask is None else mask[i] for i in range(len(y))]
+    return torch.stack([task_loss(loss_fn, predictions[i][k], y[i][k]) for i, k in enumerate(keep)])
+
+
+def gradients(loss_at: Callable[[Fast], Tensor], fast: Fast, first_order: bool) -> Gradients:
+    """The gradient of ``loss_at(fast)`` by autograd; with a graph where one can be of use."""
+    if not torch.is_grad_enabled():
+        with torch.enable_grad():
+            return gradients(loss_at, {n: t.detach() for n, t in fast.items()}, first_order=True)
+    fast = {n: t if t.requires_grad else t.detach().requires_grad_() for n, t in fast.items()}
+    value = loss_at(fast)
+    if not value.requires_grad:
+        raise ValueError(
+            f"the support loss depends on none of the adapted parameters {sorted(fast)}. Check that "
+            "the loss uses the predictions and that the model does not detach them."
+        )
+    found = torch.autograd.grad(
+        value, list(fast.values()), create_graph=not first_order, allow_unused=True
+    )
+    return dict(zip(fast, found, strict=True))
+
+
+def real_samples(features: Tensor, support: Samples) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each task's features and targets without padding."""
+    for i in range(len(features)):
+        keep = slice(None) if support.mask is None else support.mask[i]
+        yield features[i][keep], support.y[i][keep]
+
+
+def stack_tasks(adapted: Iterable[Fast]) -> Fast:
+    """One entry ``[tasks, ...]`` by name from one dict for each task."""
+    rows = list(adapted)
+    return {name: torch.stack([fast[name] for fast in rows]) for name in rows[0]}
+
+
+def _adapt_task(
+    learner: TaskLearner,
+    state: State,
+    features: Tensor,
+    y: Tensor,
+    ways: int | None,
+    loss_fn: LossFn,
+    steps: int,
+) -> Fast:
+    def loss_at(fast: Fast) -> Tensor:
+        return task_loss(loss_fn, learner.predict(state, fast, features), y)
+
+    lent = InnerLoop(
+        features,
+        y,
+        None,
+        ways,
+        steps,
+        lift=lambda function: function,
+        spread=lambda shared: shared,
+        gradient=lambda fast, first_order: gradients(loss_at, fast, first_order),
+    )
+    return learner.inner(state, lent)
+
+
+def _unbind(fast: Fast) -> list[Fast]:
+    models = len(next(iter(fast.values())))
+    return [{name: values[j] for name, values in fast.items()} for j in range(models)]
+
+
+ENGINE = Engine("loop", embed, adapt, predict, cross, loss)

@@ -1,0 +1,135 @@
+"""Calling modules as pure functions of an explicit state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from trlearner.types import State
+
+
+def pure_call(module: nn.Module, state: State, *args: Any) -> Any:
+    """``module(*args)`` with `state` in place of its parameters and buffers.
+
+    Neither the module nor `state` is changed: statistics that a forward would update (BatchNorm's
+    running mean and its kin) are computed and discarded, other buffers are cloned.
+
+    Args:
+        module: Any module.
+        state: Tensors by the module's own names; what is missing is taken from the module.
+        *args: What its forward takes.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> pure_call(layer, {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, torch.ones(3, 2))
+        tensor([[2.],
+                [2.],
+                [2.]])
+    """
+    fresh = {name: state.get(name, b).clone() for name, b in module.named_buffers()}
+    with discarded_statistics(module):
+        return torch.func.functional_call(module, {**state, **fresh}, args)
+
+
+@contextmanager
+def discarded_statistics(module: nn.Module) -> Iterator[None]:
+    """Normalization layers in training mode use their batch's statistics and record nothing.
+
+    A layer whose buffers are updated in place cannot run under ``vmap``; one that tracks nothing can.
+    """
+    layers = [
+        m
+        for m in module.modules()
+        if isinstance(m, _NormBase) and m.training and m.track_running_stats
+    ]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+def couples_samples(module: nn.Module) -> bool:
+    """Whether one sample's output depends on the others of its batch.
+
+    True of BatchNorm that normalizes with its batch's own statistics, and of any module with a true
+    attribute ``couples_samples`` (set it on a layer of yours that does so).
+    """
+    return any(
+        getattr(m, "couples_samples", False)
+        or (isinstance(m, _BatchNorm) and (m.training or m.running_mean is None))
+        for m in module.modules()
+    )
+
+
+def check_statistics(module: nn.Module, name: str = "model") -> None:
+    """Refuse BatchNorm in evaluation mode whose running statistics were never updated.
+
+    Raises:
+        ValueError: Naming the layers.
+    """
+    unset = [
+        f"{name}.{path}".rstrip(".")
+        for path, m in module.named_modules()
+        if isinstance(m, _NormBase) and not m.training and _never_updated(m)
+    ]
+    if unset:
+        raise ValueError(
+            f"{', '.join(unset)}: evaluation mode needs running statistics, but these were never "
+            "updated (meta-training discards such updates). Keep the model in training mode "
+            "(.train()) to use each task's own batch statistics, build the layer with "
+            "track_running_stats=False, or use GroupNorm."
+        )
+
+
+def _never_updated(layer: _NormBase) -> bool:
+    mean, var = layer.running_mean, layer.running_var
+    if not layer.track_running_stats or mean is None or var is None:
+        return False
+    if layer.num_batches_tracked is not None and int(layer.num_batches_tracked) > 0:
+        return False
+    # Weights saved without the counter still bring statistics of their own.
+    return bool((mean == 0).all() and (var == 1).all())
+
+
+def per_task(
+    function: Callable[[int, slice | Tensor], Tensor], mask: Tensor | None, tasks: int
+) -> Tensor:
+    """Stacks ``function(task, keep)`` over tasks, where ``keep`` selects a task's real samples.
+
+    Args:
+        function: Returns ``[real samples, ...]``.
+        mask: ``[tasks, samples]``, true where a sample is real.
+        tasks: How many.
+
+    Returns:
+        ``[tasks, samples, ...]``, zero where no sample is real.
+    """
+    if mask is None:
+        return torch.stack([function(i, slice(None)) for i in range(tasks)])
+    rows = []
+    for i in range(tasks):
+        real = function(i, mask[i])
+        padded = real.new_zeros(mask.shape[1], *real.shape[1:])
+        rows.append(padded.index_put((mask[i],), real))
+    return torch.stack(rows)
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers by name; without their graph where gradients are off."""
+    found = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    if torch.is_grad_enabled():
+        return found
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def take(values: Tensor, choice: Tensor) -> Tensor:
+    """Some samples of each task: ``[tasks, samples, ...], [tasks, chosen] -> [tasks, chosen, ...]``."""
+    return values[torch.arange(len(values), device=values.device)[:, None], choice]

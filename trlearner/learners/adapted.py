@@ -1,0 +1,63 @@
+"""The adapted models of a batch of tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trlearner.seam import Engine, TaskLearner
+from trlearner.types import Fast, State
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """One adapted model per task; call it for predictions that are differentiable in the learner.
+
+    Attributes:
+        fast: What adaptation made of each task, ``[tasks, ...]`` by name.
+        engine: The name of the engine that ran.
+    """
+
+    learner: TaskLearner
+    state: State
+    fast: Fast
+    runner: Engine
+
+    @property
+    def engine(self) -> str:
+        return self.runner.name
+
+    def __len__(self) -> int:
+        return len(next(iter(self.fast.values())))
+
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Every model on its own task's inputs ``[tasks, queries, ...]``.
+
+        Returns:
+            Predictions ``[tasks, queries, *outputs]``.
+        """
+        features = self._embed(x, mask)
+        return self.runner.predict(self.learner, self.state, self.fast, features, mask)
+
+    def cross(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Every model on every task's inputs ``[tasks, queries, ...]``.
+
+        Returns:
+            Predictions ``[models, tasks, queries, *outputs]``.
+        """
+        features = self._embed(x, mask)
+        return self.runner.cross(self.learner, self.state, self.fast, features, mask, None)
+
+    def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if not isinstance(x, torch.Tensor) or x.ndim < 2 or len(x) != len(self):
+            got = list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+            raise ValueError(
+                f"x must be [tasks, queries, ...] with tasks = {len(self)}, got {got}. "
+                "Each adapted model belongs to one task of the batch that it was adapted on."
+            )
+        return self.runner.embed(self.learner, self.state, x, mask)
+
+    def __repr__(self) -> str:
+        return f"Adapted(tasks={len(self)}, engine={self.engine!r})"

@@ -1,0 +1,69 @@
+"""MetaSGD (Li et al. 2017, arXiv 1707.09835), with the per-layer, per-step variant of MAML++."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from trlearner.learners.protocol import MODEL, GradientLearner
+from trlearner.learners.rates import Rate, check_rates, rate_at
+from trlearner.types import Fast, State
+
+RATES = "rates."
+
+
+class MetaSGD(GradientLearner):
+    """MAML whose inner rates are learned together with the initial parameters.
+
+    The rates are parameters of the learner, ``rates.<parameter>`` with ``/`` for ``.``, so its
+    `state_dict` saves them and its optimizer trains them.
+
+    Args:
+        model: Any `nn.Module`. Frozen parameters stay as they are.
+        lr: Where the rates start; as for `MAML`.
+        steps: Inner steps.
+        first_order: Treat inner gradients as constants.
+        per: ``"element"``, a rate for every number of every parameter (MetaSGD), or ``"layer"``, one
+            for each parameter tensor (MAML++).
+        per_step: Learn rates for each of the `steps` separately; steps beyond repeat the last.
+        engine: As in `MAML`.
+
+    Example:
+        >>> learner = MetaSGD(nn.Linear(2, 1), lr=0.1, steps=3, per="layer", per_step=True)
+        >>> {name: list(p.shape) for name, p in learner.rates.named_parameters()}
+        {'weight': [3], 'bias': [3]}
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: Rate = 0.01,
+        steps: int = 5,
+        first_order: bool = False,
+        per: Literal["element", "layer"] = "element",
+        per_step: bool = False,
+        engine: str = "auto",
+    ) -> None:
+        super().__init__(model, steps=steps, first_order=first_order, engine=engine)
+        if per not in ("element", "layer"):
+            raise ValueError(f"per must be 'element' or 'layer', got {per!r}.")
+        check_rates(lr, [name for name, _ in model.named_parameters()])
+        self.per_step = per_step
+        self.rates = nn.ParameterDict()
+        parameters = dict(model.named_parameters())
+        for name in (n.removeprefix(MODEL) for n in self.trainable()):
+            shape = parameters[name].shape if per == "element" else ()
+            starts = [rate_at(lr, name, s) for s in range(max(steps, 1) if per_step else 1)]
+            rows = torch.stack([parameters[name].new_full(shape, start) for start in starts])
+            self.rates[name.replace(".", "/")] = nn.Parameter(rows if per_step else rows[0])
+
+    def start(self, state: State) -> Fast:
+        """Every parameter that is not frozen."""
+        return {name: state[name] for name in self.trainable()}
+
+    def rate(self, state: State, name: str, step: int) -> Tensor:
+        """The learned rate."""
+        rate = state[RATES + name.removeprefix(MODEL).replace(".", "/")]
+        return rate[min(step, len(rate) - 1)] if self.per_step else rate

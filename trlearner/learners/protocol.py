@@ -1,0 +1,191 @@
+"""What a learner is: an `nn.Module` over pure functions of an explicit state."""
+
+from __future__ import annotations
+
+import abc
+import weakref
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from trlearner import functional
+from trlearner.batch import Samples
+from trlearner.engines.choose import check_loss, choose
+from trlearner.learners.adapted import Adapted
+from trlearner.seam import Engine, InnerLoop
+from trlearner.types import Fast, LossFn, State
+
+MODEL = "model."
+
+living: weakref.WeakSet[Learner] = weakref.WeakSet()
+"""Every learner there is, so that an encoder can tell whose parameters its extractor has."""
+
+watching: weakref.WeakSet[Watcher] = weakref.WeakSet()
+"""Who wants to know of a new learner: encoders that were made before it."""
+
+
+class Watcher(Protocol):
+    """Told of every new learner."""
+
+    def notice(self, learner: Learner) -> None:
+        """A learner was made."""
+
+
+class Learner(nn.Module, abc.ABC):
+    """A model that adapts to tasks.
+
+    A subclass says in `inner` how one task is adapted to and in `predict` how an adapted model
+    predicts; engines run many tasks through them. `state` maps the names of
+    `named_parameters()` and `named_buffers()` to tensors, and is all that these functions read.
+
+    Args:
+        model: The user's model; never wrapped, patched or renamed.
+        steps: Inner steps; ``0`` for learners that take none.
+        engine: ``"auto"``, ``"higher"``, ``"loop"`` or ``"batched"``.
+    """
+
+    def __init__(self, model: nn.Module, *, steps: int = 0, engine: str = "auto") -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}.")
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}.")
+        self.model = model
+        self.steps = steps
+        self.engine = engine
+        self._decomposing: weakref.WeakSet[LossFn] = weakref.WeakSet()
+        living.add(self)
+        for watcher in watching:
+            watcher.notice(self)
+
+    # ---- the pure seam: one task, an explicit state -------------------------------------------
+
+    @abc.abstractmethod
+    def inner(self, state: State, loop: InnerLoop) -> Fast:
+        """Adapts to the support set that `loop` lends."""
+
+    @abc.abstractmethod
+    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+        """Predictions ``[samples, *outputs]`` from what `embed` returned."""
+
+    def embed(self, state: State, x: Tensor) -> Tensor:
+        """What all tasks compute alike: nothing, unless a learner says otherwise."""
+        return x
+
+    def model_state(self, state: State) -> State:
+        """The model's own parameters and buffers, by its own names."""
+        return {n.removeprefix(MODEL): t for n, t in state.items() if n.startswith(MODEL)}
+
+    def couples_samples(self) -> bool:
+        """Whether a sample's prediction depends on the others of its batch (BatchNorm)."""
+        return functional.couples_samples(self.model)
+
+    # ---- the shell ----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Every parameter and buffer by name; without their graph where gradients are off."""
+        return functional.tensors(self)
+
+    def adapt(
+        self,
+        support: Samples | tuple[Tensor, Tensor],
+        loss_fn: LossFn,
+        *,
+        steps: int | None = None,
+    ) -> Adapted:
+        """One adapted model per task, differentiable in the learner's parameters.
+
+        Under ``torch.no_grad()`` (test time) no graph is kept and memory does not grow with steps.
+
+        Args:
+            support: The tasks' support samples, ``[tasks, samples, ...]``.
+            loss_fn: ``(predictions [samples, ...], targets [samples, ...]) -> scalar``, for one task.
+            steps: Inner steps, if others than the learner's own.
+
+        Example:
+            >>> learner = tr.MAML(nn.Linear(1, 1), lr=0.1, steps=5)
+            >>> x = torch.rand(4, 10, 1)
+            >>> learner.adapt((x, 3 * x), nn.functional.mse_loss)(x).shape
+            torch.Size([4, 10, 1])
+        """
+        samples = support if isinstance(support, Samples) else Samples(*support)
+        engine = self.check(samples, loss_fn)
+        state = self.state()
+        features = engine.embed(self, state, samples.x, samples.mask)
+        steps = self.steps if steps is None else steps
+        return Adapted(
+            self, state, engine.adapt(self, state, features, samples, loss_fn, steps), engine
+        )
+
+    def check(self, samples: Samples, loss_fn: LossFn, *others: Samples) -> Engine:
+        """The engine for these samples, once they have been found fit for it.
+
+        Raises:
+            ValueError: Naming what does not fit, and what to do.
+        """
+        functional.check_statistics(self.model)
+        masked = any(s.mask is not None for s in (samples, *others))
+        engine = choose(self, self.engine, samples, loss_fn, masked)
+        if masked and engine.name == "batched" and loss_fn not in self._decomposing:
+            check_loss(self, samples, loss_fn)
+            self._decomposing.add(loss_fn)
+        return engine
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The model's predictions before adaptation."""
+        return self.model(x)
+
+
+class GradientLearner(Learner, abc.ABC):
+    """A learner whose inner loop is gradient descent: ``p <- p - rate * gradient``.
+
+    Args:
+        model: The user's model.
+        steps: Inner steps.
+        first_order: Treat inner gradients as constants (FOMAML).
+        engine: As in `Learner`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        steps: int,
+        first_order: bool = False,
+        engine: str = "auto",
+    ) -> None:
+        super().__init__(model, steps=steps, engine=engine)
+        self.first_order = first_order
+
+    @abc.abstractmethod
+    def start(self, state: State) -> Fast:
+        """What the inner loop moves, where it starts; by names of the state."""
+
+    @abc.abstractmethod
+    def rate(self, state: State, name: str, step: int) -> float | Tensor:
+        """The step size for one entry of `start`, a number or a tensor of the entry's shape."""
+
+    def inner(self, state: State, loop: InnerLoop) -> Fast:
+        """``loop.steps`` steps down the gradient of the support loss."""
+        fast = {name: loop.spread(value) for name, value in self.start(state).items()}
+        for step in range(loop.steps):
+            gradients = loop.gradient(fast, self.first_order)
+            fast = {
+                name: value
+                if (g := gradients[name]) is None
+                else value - self.rate(state, name, step) * g
+                for name, value in fast.items()
+            }
+        return fast
+
+    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+        """The model with its adapted parameters in place."""
+        return functional.pure_call(self.model, self.model_state({**state, **fast}), features)
+
+    def trainable(self, prefix: str = "") -> list[str]:
+        """The state's names of the model's parameters that are not frozen, below `prefix`."""
+        return [
+            MODEL + name
+            for name, p in self.model.named_parameters()
+            if p.requires_grad and name.startswith(prefix)
+        ]

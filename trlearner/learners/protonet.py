@@ -1,0 +1,55 @@
+"""Prototypical networks (Snell et al. 2017, arXiv 1703.05175)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trlearner import functional
+from trlearner.learners.protocol import Learner
+from trlearner.prototype import class_means
+from trlearner.seam import InnerLoop
+from trlearner.types import Fast, State
+
+ABSENT = -1e4
+"""The logit of a class without support samples: as good as impossible, yet finite."""
+
+
+class ProtoNet(Learner):
+    """Classifies by distance to the mean feature of each class; no gradient is descended.
+
+    The logits are ``-|g(x) - p_c|^2``, and ``-1e4`` for a class that a task's support lacks. Batches
+    need `ways`.
+
+    Args:
+        extractor: Maps inputs ``[samples, ...]`` to features, flattened to ``[samples, features]``.
+        engine: ``"auto"``, ``"higher"``, ``"loop"`` or ``"batched"``.
+    """
+
+    def __init__(self, extractor: nn.Module, engine: str = "auto") -> None:
+        super().__init__(extractor, engine=engine)
+
+    def embed(self, state: State, x: Tensor) -> Tensor:
+        """The features ``[samples, features]``, which no task changes."""
+        return functional.pure_call(self.model, self.model_state(state), x).flatten(1)
+
+    def inner(self, state: State, loop: InnerLoop) -> Fast:
+        """The prototypes of the task's classes."""
+        ways = loop.ways
+        if ways is None:
+            raise ValueError(
+                "ProtoNet needs the number of classes: build TaskBatch(..., ways=5) and pass "
+                "batch.support, or Samples(x, y, ways=5)."
+            )
+
+        def prototypes(features: Tensor, labels: Tensor, mask: Tensor) -> Fast:
+            means, counts = class_means(features, labels, ways, mask)
+            return {"prototypes": means, "counts": counts}
+
+        mask = torch.ones_like(loop.targets, dtype=torch.bool) if loop.mask is None else loop.mask
+        return loop.lift(prototypes)(loop.features, loop.targets, mask)
+
+    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+        """Logits ``[samples, classes]``."""
+        distance = (features[:, None] - fast["prototypes"][None]).square().sum(-1)
+        return torch.where(fast["counts"] > 0, -distance, ABSENT)

@@ -1,0 +1,47 @@
+"""Inner rates that differ by layer and by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+Rate = float | Sequence[float] | Mapping[str, float | Sequence[float]]
+"""One rate, one a step, or either by the beginning of a parameter's name."""
+
+
+def rate_at(rate: Rate, name: str, step: int) -> float:
+    """The rate of parameter `name` at inner step `step`; steps beyond the last repeat it.
+
+    Example:
+        >>> rate_at({"": 0.1, "head": [0.2, 0.3]}, "head.weight", 7)
+        0.3
+    """
+    if isinstance(rate, Mapping):
+        rate = rate[max((key for key in rate if name.startswith(key)), key=len)]
+    if isinstance(rate, Sequence):
+        rate = rate[min(step, len(rate) - 1)]
+    return rate
+
+
+def check_rates(rate: Rate, names: Sequence[str]) -> None:
+    """Refuse rates that leave a parameter without one, or are no positive number.
+
+    Raises:
+        ValueError: Naming the parameter or the value.
+    """
+    if isinstance(rate, Mapping):
+        left = [n for n in names if not any(n.startswith(key) for key in rate)]
+        if left:
+            raise ValueError(
+                f"lr gives no rate for {left}, only for names that begin with {sorted(rate)}. "
+                'Add a default under the key "".'
+            )
+        unused = [key for key in rate if not any(n.startswith(key) for n in names)]
+        if unused:
+            raise ValueError(
+                f"lr has keys {unused}, but no parameter's name begins so: {list(names)}."
+            )
+    for value in rate.values() if isinstance(rate, Mapping) else [rate]:
+        numbers = value if isinstance(value, Sequence) else [value]
+        if not numbers or not all(math.isfinite(v) and v >= 0 for v in numbers):
+            raise ValueError(f"lr must be finite and at least 0, got {value!r}.")

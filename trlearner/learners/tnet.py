@@ -1,0 +1,105 @@
+"""T-Net (Lee & Choi 2018, arXiv 1801.05558): learned transformations that adaptation leaves fixed."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from trlearner.learners.protocol import MODEL, GradientLearner
+from trlearner.learners.rates import Rate, check_rates, rate_at
+from trlearner.types import Fast, State
+
+TRANSFORMS = "transforms."
+
+
+class TNet(GradientLearner):
+    """MAML with a learned linear map behind every linear and convolution layer.
+
+    A layer ``W x + b`` becomes ``T (W x + b)``. The inner loop moves ``W`` and ``b``; ``T`` belongs to
+    the learner, starts as the identity and is learned by the meta-gradient only. Since
+    ``T (W x + b) = (T W) x + T b``, the model runs unchanged with the products as its parameters.
+    Behind a grouped convolution ``T`` mixes the channels of each group; a weight shared by several
+    layers has one ``T``. Transposed convolutions have none.
+
+    Args:
+        model: Any `nn.Module`; its `state_dict` stays as it is.
+        lr: The inner rate; as for `MAML`.
+        steps: Inner steps.
+        first_order: Treat inner gradients as constants.
+        engine: As in `MAML`.
+
+    Raises:
+        ValueError: The model has no layer to transform.
+
+    Example:
+        >>> learner = TNet(nn.Sequential(nn.Linear(3, 2)), lr=0.1, steps=1)
+        >>> {name: list(p.shape) for name, p in learner.transforms.named_parameters()}
+        {'0': [1, 2, 2]}
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: Rate = 0.01,
+        steps: int = 5,
+        first_order: bool = False,
+        engine: str = "auto",
+    ) -> None:
+        super().__init__(model, steps=steps, first_order=first_order, engine=engine)
+        check_rates(lr, [name for name, _ in model.named_parameters()])
+        self.lr = lr
+        self.transforms = nn.ParameterDict()
+        own = {id(p): name for name, p in model.named_parameters()}
+        # The state's names of each transformed layer's weight and bias.
+        self._layers: dict[str, list[str]] = {}
+        seen: set[int] = set()
+        for path, layer in model.named_modules():
+            if not _transformable(layer) or id(layer.weight) in seen:
+                continue
+            seen.add(id(layer.weight))
+            key = path.replace(".", "/") or "model"
+            self.transforms[key] = nn.Parameter(_identity(layer))
+            self._layers[key] = [own[id(p)] for p in (layer.weight, layer.bias) if p is not None]
+        if not self._layers:
+            raise ValueError(
+                "TNet found no nn.Linear and no nn.Conv1d, 2d or 3d layer in the model, so there is "
+                "nothing to transform. Use MAML."
+            )
+
+    def start(self, state: State) -> Fast:
+        """Every parameter of the model that is not frozen, but no transformation."""
+        return {name: state[name] for name in self.trainable()}
+
+    def rate(self, state: State, name: str, step: int) -> float:
+        """The configured rate."""
+        return rate_at(self.lr, name.removeprefix(MODEL), step)
+
+    def model_state(self, state: State) -> State:
+        """The model's parameters with the transformations multiplied into them."""
+        model = dict(super().model_state(state))
+        for key, names in self._layers.items():
+            transform = state[TRANSFORMS + key]
+            for name in names:
+                model[name] = _transformed(transform, model[name])
+        return model
+
+
+def _transformable(layer: nn.Module) -> TypeGuard[nn.Linear | _ConvNd]:
+    return isinstance(layer, nn.Linear) or (isinstance(layer, _ConvNd) and not layer.transposed)
+
+
+def _identity(layer: nn.Linear | _ConvNd) -> Tensor:
+    """``[groups, outputs/groups, outputs/groups]``, one identity for each group of channels."""
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    weight = layer.weight
+    eye = torch.eye(len(weight) // groups, dtype=weight.dtype, device=weight.device)
+    return eye.repeat(groups, 1, 1)
+
+
+def _transformed(transform: Tensor, parameter: Tensor) -> Tensor:
+    """``T W`` or ``T b``; the first axis of either is the layer's outputs."""
+    groups, outputs, _ = transform.shape
+    return (transform @ parameter.reshape(groups, outputs, -1)).reshape(parameter.shape)

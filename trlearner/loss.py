@@ -1,0 +1,62 @@
+"""The loss of one task, with or without a mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trlearner.types import LossFn
+
+
+def task_loss(
+    loss_fn: LossFn, predictions: Tensor, targets: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """``loss_fn`` of one task; under a mask, the mean of its values on single real samples.
+
+    Args:
+        loss_fn: Scalar mean over the samples.
+        predictions: ``[samples, ...]``.
+        targets: ``[samples, ...]``.
+        mask: ``[samples]``, true where a sample is real.
+
+    Raises:
+        ValueError: The loss is no scalar.
+
+    Example:
+        >>> p, y = torch.tensor([1.0, 3.0, 9.0]), torch.zeros(3)
+        >>> task_loss(torch.nn.functional.mse_loss, p, y, torch.tensor([True, True, False]))
+        tensor(5.)
+    """
+    if mask is None:
+        return _scalar(loss_fn(predictions, targets))
+    each = torch.vmap(lambda p, y: _scalar(loss_fn(p[None], y[None])))(predictions, targets)
+    return torch.where(mask, each, 0.0).sum() / mask.sum()
+
+
+def check_decomposes(loss_fn: LossFn, predictions: Tensor, targets: Tensor) -> None:
+    """Refuse a loss that is not the mean of its values on single samples (masks rely on it).
+
+    Raises:
+        ValueError: Naming both values.
+    """
+    with torch.no_grad():
+        whole = _scalar(loss_fn(predictions, targets))
+        real = torch.ones(len(predictions), dtype=torch.bool, device=predictions.device)
+        mean = task_loss(loss_fn, predictions, targets, real)
+    if not torch.allclose(whole, mean, rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            f"loss_fn must be the mean of its values on single samples where tasks are masked: it "
+            f"gave {whole.item():.6g} on {len(predictions)} samples, but their mean is "
+            f"{mean.item():.6g}. Use a loss with reduction='mean' and no weights across samples, or "
+            "engine='loop', which calls it on the real samples only."
+        )
+
+
+def _scalar(loss: Tensor) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"loss_fn must return a scalar, the mean over one task's samples, got {got}. "
+            "Use reduction='mean', or append .mean()."
+        )
+    return loss

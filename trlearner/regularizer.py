@@ -1,0 +1,348 @@
+"""`TRLearner`: one more term in the meta-loss."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trlearner import align
+from trlearner.batch import Samples, TaskBatch
+from trlearner.consistency import (
+    Mixture,
+    Normalize,
+    mix,
+    mixture_kind,
+    nearest,
+    relation_weights,
+)
+from trlearner.encoders.protocol import Encoder, HasPrototypes
+from trlearner.functional import take, tensors
+from trlearner.learners.protocol import Learner
+from trlearner.relation import TaskRelation, relation_matrix
+from trlearner.seam import Engine
+from trlearner.types import Fast, LossFn, State
+
+PREFIX = "regularizer."
+Align = Literal["none", "sinkhorn", "hungarian"]
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a meta-step found. Only `loss` carries a graph; the rest is for looking.
+
+    Attributes:
+        loss: ``task_loss + lam * relation_loss``.
+        task_loss: The learner's own meta-loss, a scalar.
+        relation_loss: L_TR, a scalar; 0 where it was not computed.
+        relations: M ``[tasks, models]``; ``None`` where it was not computed.
+        weights: The mixture weights ``[tasks, models]``; ``None`` where there are none.
+        predictions: Every model on its own task's queries, ``[tasks, queries, ...]``.
+        engine: The name of the engine that ran.
+    """
+
+    loss: Tensor
+    task_loss: Tensor
+    relation_loss: Tensor
+    relations: Tensor | None
+    weights: Tensor | None
+    predictions: Tensor
+    engine: str
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What a meta-step draws at random or is told from outside; inputs of the pure step."""
+
+    lam: float
+    temperature: float
+    related: bool  # whether there is a relation term at all
+    queries: Tensor | None  # [tasks, chosen]: the queries that it looks at; None for all
+
+
+class TRLearner(nn.Module):
+    """Relation-aware regularization of a meta-learner (arXiv 2409.08474).
+
+    ``L = mean_i loss(f_i(X_i), Y_i) + lam * L_TR``, where in L_TR every task's queries are predicted
+    by the mixture of the other tasks' adapted models, weighted by a learned relation between tasks.
+
+    Args:
+        encoder: Makes a vector of each task, e.g. ``InputEncoder(model.features, dim=64)``.
+        heads: Heads of the similarity layer.
+        lam: The weight of the relation term. At 0 it is skipped, and the step is the learner's own to
+            the last bit. May be set anew at any time.
+        loss_fn: ``(predictions [samples, ...], targets [samples, ...]) -> scalar``, for one task.
+        normalize: ``"sum"``, ``"softmax"`` or ``"quotient"``; see `relation_weights`.
+        temperature: Of the softmax. May be set anew at any time.
+        mixture: ``"values"``, ``"logits"``, or ``"auto"``: logits for integer targets.
+        align: How class c of one task is found in another: ``"sinkhorn"``, ``"hungarian"``, or
+            ``"none"`` where tasks share their classes (or have none).
+        top_k: Ask only this many most related models for each task.
+        queries: The share of each task's queries that the relation term uses, drawn at random.
+        chunk_size: At most so many models' cross predictions keep their activations at once; the
+            others are computed again in the backward pass.
+        preset: ``"paper"`` takes the formulas literally: the plain quotient, values, no alignment.
+        generator: Draws the queries; by default one seeded like torch, apart from the global stream.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> learner = tr.MAML(model, lr=0.1, steps=2)
+        >>> reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=8), lam=0.1)
+        >>> x = torch.rand(4, 10, 1)
+        >>> out = reg(learner, tr.TaskBatch(support=(x, 2 * x), query=(x, 2 * x)))
+        >>> out.loss.backward()
+        >>> out.relations.shape, out.engine
+        (torch.Size([4, 4]), 'batched')
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        heads: int = 4,
+        lam: float = 0.1,
+        loss_fn: LossFn = nn.functional.mse_loss,
+        normalize: Normalize = "sum",
+        temperature: float = 0.1,
+        mixture: Mixture = "auto",
+        align: Align = "none",
+        top_k: int | None = None,
+        queries: float = 1.0,
+        chunk_size: int | None = None,
+        preset: Literal["paper"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if preset == "paper":
+            normalize, mixture, align = "quotient", "values", "none"
+        elif preset is not None:
+            raise ValueError(f"preset must be 'paper' or None, got {preset!r}.")
+        if not isinstance(encoder, Encoder):
+            raise TypeError(
+                f"encoder must be a task encoder such as InputEncoder(model.features, dim=64), "
+                f"got {type(encoder).__name__}."
+            )
+        self.encoder = encoder
+        self.relation = TaskRelation(encoder.dim, heads)
+        self.lam = lam
+        self.loss_fn = loss_fn
+        self.normalize: Normalize = normalize
+        self.temperature = temperature
+        self.mixture: Mixture = mixture
+        self.align: Align = align
+        self.top_k = top_k
+        self.queries = queries
+        self.chunk_size = chunk_size
+        self.generator = generator or torch.Generator().manual_seed(torch.initial_seed())
+        self._warned: set[str] = set()
+        self._check_options()
+
+    def forward(self, learner: Learner, batch: TaskBatch) -> Output:
+        """One regularized meta-step, ready for ``out.loss.backward()``.
+
+        Raises:
+            ValueError: Naming what about the options, the batch or the model does not fit.
+        """
+        self._check_options()
+        self._check_call(learner, batch)
+        engine = learner.check(batch.support, self.loss_fn, batch.query)
+        state = learner.state()
+        related = self.lam != 0 and len(batch) > 1
+        if related:
+            self.encoder.prepare(
+                learner, state | {PREFIX + n: t for n, t in tensors(self).items()}, batch
+            )
+            state |= {PREFIX + name: tensor for name, tensor in tensors(self).items()}
+        chosen = self._draw_queries(batch.query) if related else None
+        draws = Draws(self.lam, self.temperature, related, chosen)
+        return self.step(engine, learner, state, batch, draws)
+
+    def step(
+        self, engine: Engine, learner: Learner, state: State, batch: TaskBatch, draws: Draws
+    ) -> Output:
+        """The meta-step as a pure function of state, batch and draws; `forward` calls it.
+
+        Args:
+            engine: Runs the tasks.
+            learner: Whose functions are run; its parameters are read from `state` only.
+            state: The learner's parameters and buffers by name, this module's under `PREFIX`.
+            batch: The tasks.
+            draws: λ and the random choices; no choice skips the relation term.
+        """
+        support, query = batch.support, batch.query
+        features = engine.embed(learner, state, support.x, support.mask)
+        fast = engine.adapt(learner, state, features, support, self.loss_fn, learner.steps)
+        asked = engine.embed(learner, state, query.x, query.mask)
+        predictions = engine.predict(learner, state, fast, asked, query.mask)
+        own = engine.loss(self.loss_fn, predictions, query.y, query.mask).mean()
+        if not draws.related:
+            zero = torch.zeros_like(own).detach()
+            return Output(own, own.detach(), zero, None, None, predictions.detach(), engine.name)
+        embeddings = self.encoder.encode(learner, state, batch, fast)
+        relations = relation_matrix(embeddings, state[PREFIX + "relation.weight"])
+        weights = relation_weights(
+            relations, self.normalize, temperature=draws.temperature, top_k=self.top_k
+        )
+        mixed, chosen = self._mixture(
+            engine, learner, state, batch, fast, asked, relations, weights, draws.queries
+        )
+        related = engine.loss(self.loss_fn, mixed, chosen.y, chosen.mask).mean()
+        return Output(
+            own + draws.lam * related,
+            own.detach(),
+            related.detach(),
+            relations.detach(),
+            weights.detach(),
+            predictions.detach(),
+            engine.name,
+        )
+
+    def _mixture(
+        self,
+        engine: Engine,
+        learner: Learner,
+        state: State,
+        batch: TaskBatch,
+        fast: Fast,
+        asked: Tensor,
+        relations: Tensor,
+        weights: Tensor,
+        choice: Tensor | None,
+    ) -> tuple[Tensor, Samples]:
+        """Each task's (chosen) queries as its neighbours' mixture predicts them, and those queries."""
+        query = batch.query
+        chosen = query if choice is None else query.choose(choice)
+        # Layers that couple samples must see all of them; elsewhere only what is needed is computed.
+        late = choice is not None and learner.couples_samples()
+        if choice is not None and not late:
+            asked = take(asked, choice)
+        mask = query.mask if late else chosen.mask
+        alignment = self._alignment(learner, state, batch)
+        neighbours = None
+        if self.top_k is not None and self.top_k < len(batch) - 1:
+            neighbours = nearest(relations.detach(), self.top_k).T
+            weights = weights.gather(1, neighbours.T)
+            if alignment is not None:
+                tasks = torch.arange(len(batch), device=neighbours.device)
+                alignment = alignment[neighbours, tasks]
+        predictions = self._cross(engine, learner, state, fast, asked, mask, neighbours)
+        if late:
+            tasks = torch.arange(len(batch), device=predictions.device)[:, None]
+            predictions = predictions[:, tasks, choice]
+        kind = mixture_kind(self.mixture, query.y, self.normalize)
+        return mix(predictions, weights, kind, alignment), chosen
+
+    def _cross(
+        self,
+        engine: Engine,
+        learner: Learner,
+        state: State,
+        fast: Fast,
+        asked: Tensor,
+        mask: Tensor | None,
+        neighbours: Tensor | None,
+    ) -> Tensor:
+        """Cross predictions ``[models, tasks, queries, ...]``, in chunks of models if wanted."""
+        models = len(asked) if neighbours is None else len(neighbours)
+        if self.chunk_size is None or self.chunk_size >= models:
+            return engine.cross(learner, state, fast, asked, mask, neighbours)
+        chunks = []
+        for first in range(0, models, self.chunk_size):
+            part = slice(first, first + self.chunk_size)
+            some = {n: v[part] for n, v in fast.items()} if neighbours is None else fast
+            who = None if neighbours is None else neighbours[part]
+            chunks.append(
+                checkpoint(
+                    engine.cross, learner, state, some, asked, mask, who, use_reentrant=False
+                )
+            )
+        return torch.cat(chunks)
+
+    def _alignment(self, learner: Learner, state: State, batch: TaskBatch) -> Tensor | None:
+        if self.align == "none":
+            return None
+        assert isinstance(self.encoder, HasPrototypes)  # checked with the options
+        prototypes = self.encoder.prototypes(learner, state, batch)
+        return (
+            align.sinkhorn(prototypes) if self.align == "sinkhorn" else align.hungarian(prototypes)
+        )
+
+    def _draw_queries(self, query: Samples) -> Tensor | None:
+        """Which queries of each task to use ``[tasks, chosen]``, real ones first."""
+        tasks, total = query.x.shape[:2]
+        count = math.ceil(self.queries * total)
+        if count == total:
+            return None
+        keys = torch.rand(tasks, total, generator=self.generator).to(query.x.device)
+        if query.mask is not None:
+            keys = torch.where(query.mask, keys, 2.0)
+        return keys.argsort(1)[:, :count]
+
+    def _check_options(self) -> None:
+        if not (isinstance(self.lam, (int, float)) and math.isfinite(self.lam) and self.lam >= 0):
+            raise ValueError(f"lam must be a finite number of at least 0, got {self.lam!r}.")
+        if not (isinstance(self.queries, (int, float)) and 0 < self.queries <= 1):
+            raise ValueError(f"queries must be a share in (0, 1], got {self.queries!r}.")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature!r}.")
+        for name, value in (("top_k", self.top_k), ("chunk_size", self.chunk_size)):
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise ValueError(
+                    f"{name} must be a whole number of at least 1, or None, got {value!r}."
+                )
+        if self.normalize not in get_args(Normalize):
+            raise ValueError(
+                f"normalize must be one of {get_args(Normalize)}, got {self.normalize!r}."
+            )
+        if self.mixture not in get_args(Mixture):
+            raise ValueError(f"mixture must be one of {get_args(Mixture)}, got {self.mixture!r}.")
+        if self.align not in get_args(Align):
+            raise ValueError(f"align must be one of {get_args(Align)}, got {self.align!r}.")
+        if self.align != "none" and not isinstance(self.encoder, HasPrototypes):
+            raise ValueError(
+                f"align={self.align!r} compares class prototypes, which {type(self.encoder).__name__} "
+                "does not have. Use InputEncoder or LabelledEncoder, or align='none'."
+            )
+
+    def _check_call(self, learner: Learner, batch: TaskBatch) -> None:
+        if not isinstance(learner, Learner):
+            raise TypeError(
+                f"learner must be a trlearner Learner such as tr.MAML(model), got "
+                f"{type(learner).__name__}. reg(learner, batch) takes the learner first."
+            )
+        if not isinstance(batch, TaskBatch):
+            raise TypeError(
+                f"batch must be a TaskBatch, got {type(batch).__name__}. Build one with "
+                "tr.TaskBatch(support=(xs, ys), query=(xq, yq))."
+            )
+        if self.lam == 0:
+            return
+        mixture_kind(self.mixture, batch.query.y, self.normalize)
+        if self.align != "none" and batch.ways is None:
+            raise ValueError(
+                f"align={self.align!r} needs the number of classes: build TaskBatch(..., ways=5)."
+            )
+        if len(batch) == 1:
+            self._warn("a batch of one task has no neighbours: its relation loss is 0.")
+        if len(batch) == 2:
+            self._warn(
+                "in a batch of two tasks each is the other's only neighbour: all weights are 1 and "
+                "the relations learn nothing. Use three tasks or more."
+            )
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=5)
+
+    def get_extra_state(self) -> Tensor:
+        """Where the draws of queries stand, so that a resumed run goes on with the same."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Puts the draws of queries back to where they stood."""
+        self.generator.set_state(state)

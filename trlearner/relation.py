@@ -1,0 +1,83 @@
+"""The similarity layer: how related are the tasks of a batch?"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+EPSILON = 1e-6
+"""Keeps the cosine of a zero vector, and its gradient, finite."""
+
+
+def relation_matrix(
+    embeddings: Float[Tensor, "tasks dim"], weight: Float[Tensor, "heads dim"]
+) -> Float[Tensor, "tasks tasks"]:
+    """Mean over heads of the cosines of reweighted embeddings.
+
+    m_ij = 1/K * sum_k cos(w_k * e_i, w_k * e_j), with cosines of ``v * rsqrt(v.v + eps^2)``
+    (arXiv 2409.08474, eq. 4).
+
+    Args:
+        embeddings: One vector a task.
+        weight: One vector a head.
+
+    Returns:
+        M, symmetric. Its diagonal is 1, or 0 where an embedding is zero.
+
+    Example:
+        >>> relation_matrix(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.ones(1, 2))
+        tensor([[1.0000, 0.7071],
+                [0.7071, 1.0000]])
+    """
+    return head_relations(embeddings, weight).mean(0)
+
+
+def head_relations(
+    embeddings: Float[Tensor, "tasks dim"], weight: Float[Tensor, "heads dim"]
+) -> Float[Tensor, "heads tasks tasks"]:
+    """The cosines of every head by itself; `relation_matrix` is their mean."""
+    views = weight[:, None] * embeddings
+    units = views * torch.rsqrt(views.square().sum(-1, keepdim=True) + EPSILON**2)
+    return units @ units.mT
+
+
+class TaskRelation(nn.Module):
+    """The multi-headed similarity layer: ``[tasks, dim] -> M [tasks, tasks]``.
+
+    Args:
+        dim: The width of a task embedding.
+        heads: How many views of it are compared.
+        noise: Standard deviation of the heads around 1 at the start, so that they differ.
+        generator: Draws that noise; by default one of its own, so that the global random state is
+            left alone.
+
+    Example:
+        >>> relation = TaskRelation(dim=8, heads=4)
+        >>> relation(torch.ones(3, 8)).shape
+        torch.Size([3, 3])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 4,
+        noise: float = 0.1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("dim", dim), ("heads", heads)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        if generator is None:
+            generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(1 + noise * torch.randn(heads, dim, generator=generator))
+
+    def forward(self, embeddings: Float[Tensor, "tasks dim"]) -> Float[Tensor, "tasks tasks"]:
+        """M of these embeddings; see `relation_matrix`."""
+        return relation_matrix(embeddings, self.weight)
+
+    def extra_repr(self) -> str:
+        """Heads and width."""
+        heads, dim = self.weight.shape
+        return f"dim={dim}, heads={heads}"
