@@ -1,0 +1,225 @@
+"""Small problems in float64, and what the formulas of `reference` say about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import reference
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import trlearner as tr
+
+ENGINES = ("higher", "loop", "batched")
+LEARNERS = ("maml", "metasgd", "anil", "tnet")
+TASKS, SUPPORT, QUERIES, INPUTS, HIDDEN, OUTPUTS = 4, 5, 6, 2, 5, 3
+
+
+class Net(nn.Module):
+    """head(tanh(body(x))), the network of `reference.mlp`."""
+
+    def __init__(self, inputs: int = INPUTS, hidden: int = HIDDEN, outputs: int = OUTPUTS) -> None:
+        super().__init__()
+        self.body = nn.Linear(inputs, hidden)
+        self.head = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x)))
+
+
+def net(seed: int = 0, **sizes: int) -> Net:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Net(**sizes).double()
+
+
+def regression_batch(seed: int = 0, tasks: int = TASKS, support: int = SUPPORT) -> tr.TaskBatch:
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(samples: int, width: int) -> Tensor:
+        return torch.randn(tasks, samples, width, generator=g, dtype=torch.float64)
+
+    return tr.TaskBatch(
+        support=(draw(support, INPUTS), draw(support, OUTPUTS)),
+        query=(draw(QUERIES, INPUTS), draw(QUERIES, OUTPUTS)),
+    )
+
+
+def class_batch(seed: int = 0, tasks: int = TASKS, ways: int = OUTPUTS) -> tr.TaskBatch:
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(shots: int) -> tuple[Tensor, Tensor]:
+        y = torch.arange(ways).repeat(shots).repeat(tasks, 1)
+        y = torch.stack([row[torch.randperm(len(row), generator=g)] for row in y])
+        x = torch.randn(*y.shape, INPUTS, generator=g, dtype=torch.float64)
+        x = x + 0.7 * torch.nn.functional.one_hot(y, ways)[..., :INPUTS]
+        return x, y
+
+    return tr.TaskBatch(support=draw(2), query=draw(2), ways=ways)
+
+
+def learner(name: str, model: nn.Module, engine: str, **options: object) -> tr.Learner:
+    """A learner whose every part matters: rates differ and transformations are no identity."""
+    options = {"lr": 0.3, "steps": 2, "engine": engine, **options}
+    if name == "protonet":
+        return tr.ProtoNet(model, engine=engine)
+    if name == "anil":
+        return tr.ANIL(model, head="head", **options)
+    made = {"maml": tr.MAML, "metasgd": tr.MetaSGD, "tnet": tr.TNet}[name](model, **options)
+    made.double()
+    g = torch.Generator().manual_seed(1)
+    for key, p in made.named_parameters():
+        if not key.startswith("model."):
+            p.data += 0.1 * torch.randn(p.shape, generator=g, dtype=p.dtype)
+    return made
+
+
+def gradients(loss: Tensor, *modules: nn.Module) -> dict[str, Tensor]:
+    """The gradient of `loss` for every parameter of the modules, zero where it has none."""
+    named = {
+        f"{i}.{name}": p
+        for i, module in enumerate(modules)
+        for name, p in module.named_parameters()
+    }
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, retain_graph=True)
+    return {
+        name: torch.zeros_like(p) if g is None else g
+        for (name, p), g in zip(named.items(), found, strict=True)
+    }
+
+
+@dataclass
+class Truth:
+    """What the formulas say."""
+
+    loss: Tensor
+    task_loss: Tensor
+    relation_loss: Tensor
+    relations: Tensor
+    weights: Tensor
+
+
+def tasks_of(batch: tr.TaskBatch) -> list[reference.Task]:
+    return [(batch.support.real(i), batch.query.real(i)) for i in range(len(batch))]
+
+
+def truth(
+    name: str,
+    made: tr.Learner,
+    reg: tr.TRLearner,
+    batch: tr.TaskBatch,
+    first_order: bool = False,
+    **options: object,
+) -> Truth:
+    """The regularized meta-loss of one of our learners on a `Net`, by loops."""
+    params = dict(made.model.named_parameters())
+    adapt_task, predict, g = _learner_by_formula(name, made, params, reg.loss_fn, first_order)
+    encoder = reg.encoder
+    if isinstance(encoder, tr.InputEncoder):
+
+        def embed(task: reference.Task) -> Tensor:
+            return reference.input_embedding(g, [task[0][0]])
+    else:
+
+        def embed(task: reference.Task) -> Tensor:
+            return labelled_embedding(encoder, lambda x: x, task, batch.ways)
+
+    found = reference.meta_loss(
+        tasks_of(batch),
+        adapt_task,
+        predict,
+        embed,
+        reg.relation.weight,
+        reg.lam,
+        reg.loss_fn,
+        **options,
+    )
+    return Truth(*found)
+
+
+def labelled_embedding(
+    encoder: tr.LabelledEncoder,
+    g: Callable[[Tensor], Tensor],
+    task: reference.Task,
+    ways: int | None,
+) -> Tensor:
+    weights = {
+        "A": encoder.of_features.weight,
+        "a": encoder.of_features.bias,
+        "B": encoder.of_targets.weight,
+        "C": encoder.out.weight,
+        "c": encoder.out.bias,
+    }
+    (x, y), _ = task
+    if y.is_floating_point():
+        return reference.labelled_regression_embedding(g, weights, x, y)
+    return reference.labelled_classification_embedding(g, weights, x, y, ways)
+
+
+def _learner_by_formula(
+    name: str,
+    made: tr.Learner,
+    params: dict[str, Tensor],
+    loss_fn: tr.types.LossFn,
+    first_order: bool,
+) -> tuple[Callable, Callable, Callable]:
+    """adapt_task(support), predict(adapted, x) and g(x) = the learner's `body` layer."""
+
+    def body(x: Tensor) -> Tensor:
+        return x @ params["body.weight"].T + params["body.bias"]
+
+    if name == "protonet":
+
+        def extract(x: Tensor) -> Tensor:
+            return reference.mlp(params, x)
+
+        return (
+            lambda support: reference.prototypes(extract, *support, OUTPUTS),
+            lambda means, x: reference.prototype_logits(extract, means, x),
+            body,
+        )
+    predict = reference.mlp
+    names = list(params)
+    g = body
+
+    def rate(parameter: str, step: int) -> float | Tensor:
+        return 0.3
+
+    if name == "anil":
+        names = reference.head_names(params)
+    if name == "metasgd":
+        rates = dict(made.rates.named_parameters())
+
+        def rate(parameter: str, step: int) -> float | Tensor:
+            return rates[parameter.replace(".", "/")]
+
+    if name == "tnet":
+        transforms = {key: t[0] for key, t in made.transforms.named_parameters()}
+
+        def predict(adapted: dict[str, Tensor], x: Tensor) -> Tensor:
+            return reference.tnet_mlp(adapted, transforms, x)
+
+        def g(x: Tensor) -> Tensor:
+            return body(x) @ transforms["body"].T
+
+    def adapt_task(support: reference.Pair) -> dict[str, Tensor]:
+        def run(theta: dict[str, Tensor], x: Tensor) -> Tensor:
+            return predict(theta, x)
+
+        return reference.adapt(run, params, names, *support, loss_fn, rate, made.steps, first_order)
+
+    return adapt_task, predict, g
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
+    """Asserts that two tensors agree, both absolutely and relative to the larger."""
+    assert found.shape == expected.shape, (found.shape, expected.shape)
+    worst = (found - expected).abs().max().item()
+    scale = 1 + expected.abs().max().item()
+    assert worst <= tolerance * scale, f"differ by {worst:.3g}, allowed {tolerance * scale:.3g}"
+
+
+def cross_entropy(predictions: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(predictions, targets)

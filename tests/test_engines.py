@@ -1,0 +1,185 @@
+"""Every engine x learner x order against the loop-only reference and finite differences."""
+
+import contracts
+import pytest
+import reference
+import torch
+from contracts import ENGINES, HIDDEN, INPUTS, LEARNERS, OUTPUTS, close
+
+import trlearner as tr
+
+TIGHT = 1e-9
+DIFFERENCES = 1e-6
+
+CELLS = [(name, first) for name in LEARNERS for first in (False, True)]
+
+
+def labelled(seed: int = 3) -> tr.LabelledEncoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return tr.LabelledEncoder(None, dim=4, features=INPUTS, targets=OUTPUTS, hidden=5).double()
+
+
+def regularizer(encoder: tr.Encoder, **options: object) -> tr.TRLearner:
+    return tr.TRLearner(encoder=encoder, heads=3, lam=0.7, **options).double()
+
+
+def agree(out: tr.Output, expected: contracts.Truth) -> None:
+    close(out.loss, expected.loss, TIGHT)
+    close(out.task_loss, expected.task_loss, TIGHT)
+    close(out.relation_loss, expected.relation_loss, TIGHT)
+    close(out.relations, expected.relations, TIGHT)
+    close(out.weights, expected.weights, TIGHT)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("name", "first_order"), CELLS)
+def test_engine_equals_reference(engine: str, name: str, first_order: bool) -> None:
+    model, batch = contracts.net(), contracts.regression_batch()
+    learner = contracts.learner(name, model, engine, first_order=first_order)
+    reg = regularizer(tr.InputEncoder(model.body, dim=HIDDEN), normalize="softmax", temperature=0.5)
+    out = reg(learner, batch)
+    expected = contracts.truth(
+        name, learner, reg, batch, first_order, normalize="softmax", temperature=0.5
+    )
+    assert out.engine == engine
+    agree(out, expected)
+    found, wanted = (contracts.gradients(x.loss, learner, reg) for x in (out, expected))
+    for key in wanted:
+        close(found[key], wanted[key], TIGHT)
+    # Nothing is compared that is zero for a reason of its own.
+    assert all(wanted[key].abs().max() > 1e-8 for key in wanted)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("encoder", ["input", "labelled"])
+@pytest.mark.parametrize("align", ["none", "sinkhorn", "hungarian"])
+def test_classification_equals_reference(engine: str, encoder: str, align: str) -> None:
+    model, batch = contracts.net(), contracts.class_batch()
+    for name in ("protonet", "maml"):
+        learner = contracts.learner(name, model, engine)
+        made = tr.InputEncoder(model.body, dim=HIDDEN) if encoder == "input" else labelled()
+        reg = regularizer(made, loss_fn=contracts.cross_entropy, align=align)
+        out = reg(learner, batch)
+        g = learner.model.body if encoder == "input" else (lambda x: x)
+        expected = contracts.truth(
+            name, learner, reg, batch, kind="logits", alignment=alignment(align, g, batch)
+        )
+        agree(out, expected)
+        found, wanted = (contracts.gradients(x.loss, learner, reg) for x in (out, expected))
+        for key in wanted:
+            close(found[key], wanted[key], TIGHT)
+
+
+def alignment(align: str, g, batch: tr.TaskBatch):  # type: ignore[no-untyped-def]
+    if align == "none":
+        return None
+    tasks = contracts.tasks_of(batch)
+    means = [reference.prototypes(g, *support, OUTPUTS) for support, _ in tasks]
+    if align == "hungarian":
+        return [[reference.hungarian(p, q) for q in means] for p in means]
+    return [[reference.sinkhorn(p, q, 0.1, 20) for q in means] for p in means]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_meta_gradient_equals_finite_differences(engine: str, name: str) -> None:
+    model, batch = contracts.net(), contracts.regression_batch(tasks=3)
+    learner = contracts.learner(name, model, engine)
+    reg = regularizer(labelled())
+
+    def loss() -> torch.Tensor:
+        with torch.no_grad():
+            return reg(learner, batch).loss
+
+    out = reg(learner, batch)
+    found = contracts.gradients(out.loss, learner, reg)
+    named = {f"{i}.{n}": p for i, m in enumerate((learner, reg)) for n, p in m.named_parameters()}
+    for key, p in named.items():
+        close(found[key], reference.finite_difference(loss, p), DIFFERENCES)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_first_order_gradient_is_that_of_frozen_inner_gradients(engine: str) -> None:
+    """FOMAML's own independent source: finite differences with the inner updates held fixed."""
+    model, batch = contracts.net(), contracts.regression_batch(tasks=3)
+    learner = contracts.learner("maml", model, engine, first_order=True)
+    reg = regularizer(labelled())
+    found = contracts.gradients(reg(learner, batch).loss, learner)
+    before = {n: p.detach().clone() for n, p in learner.named_parameters()}
+    with torch.no_grad():
+        fast = learner.adapt(batch.support, reg.loss_fn).fast
+    moved = {n: fast[n] - before[n] for n in fast}
+
+    def loss() -> torch.Tensor:
+        models = [
+            {n.removeprefix("model."): p + moved[n][i] for n, p in learner.named_parameters()}
+            for i in range(3)
+        ]
+        tasks = contracts.tasks_of(batch)
+        predictions = [[reference.mlp(m, q[0]) for _, q in tasks] for m in models]
+        targets = [q[1] for _, q in tasks]
+        embeddings = [
+            contracts.labelled_embedding(reg.encoder, lambda x: x, t, None) for t in tasks
+        ]
+        relations = reference.relation_matrix(embeddings, reg.relation.weight)
+        own = reference.mean([reg.loss_fn(predictions[i][i], targets[i]) for i in range(3)])
+        return own + reg.lam * reference.relation_loss(predictions, targets, relations, reg.loss_fn)
+
+    for name, p in learner.named_parameters():
+        close(found["0." + name], reference.finite_difference(loss, p), DIFFERENCES)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", [*LEARNERS, "protonet"])
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_masks_equal_dropping_the_samples(engine: str, name: str, top_k: int | None) -> None:
+    batch = contracts.class_batch() if name == "protonet" else contracts.regression_batch()
+    tasks = contracts.tasks_of(batch)
+    cut = [
+        ((x[: 5 - i // 2], y[: 5 - i // 2]), (u[: 6 - i], v[: 6 - i]))
+        for i, ((x, y), (u, v)) in enumerate(tasks)
+    ]
+    ragged = tr.TaskBatch.from_tasks(cut, ways=batch.ways)
+    assert ragged.support.mask is not None
+    assert ragged.query.mask is not None
+    model = contracts.net()
+    learner = contracts.learner(name, model, engine)
+    loss_fn = contracts.cross_entropy if name == "protonet" else torch.nn.functional.mse_loss
+    reg = regularizer(tr.InputEncoder(model.body, dim=HIDDEN), loss_fn=loss_fn, top_k=top_k)
+    out = reg(learner, ragged)
+    kind = "logits" if name == "protonet" else "values"
+    expected = contracts.truth(name, learner, reg, ragged, kind=kind, top_k=top_k)
+    agree(out, expected)
+    found, wanted = (contracts.gradients(x.loss, learner, reg) for x in (out, expected))
+    for key in wanted:
+        close(found[key], wanted[key], TIGHT)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", [*LEARNERS, "protonet"])
+def test_test_time_adaptation_keeps_no_graph_and_equals_training(engine: str, name: str) -> None:
+    model = contracts.net()
+    batch = contracts.class_batch() if name == "protonet" else contracts.regression_batch()
+    learner = contracts.learner(name, model, engine)
+    loss_fn = contracts.cross_entropy if name == "protonet" else torch.nn.functional.mse_loss
+    with_graph = learner.adapt(batch.support, loss_fn, steps=7)(batch.query.x)
+    with torch.no_grad():
+        without = learner.adapt(batch.support, loss_fn, steps=7)(batch.query.x)
+    assert with_graph.requires_grad
+    assert not without.requires_grad
+    close(without, with_graph.detach(), 1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_cross_predictions_are_each_model_on_each_task(engine: str) -> None:
+    model, batch = contracts.net(), contracts.regression_batch()
+    learner = contracts.learner("maml", model, engine)
+    adapted = learner.adapt(batch.support, torch.nn.functional.mse_loss)
+    crossed = adapted.cross(batch.query.x)
+    assert crossed.shape == (4, 4, 6, OUTPUTS)
+    for j in range(4):
+        params = {n.removeprefix("model."): p[j] for n, p in adapted.fast.items()}
+        for i in range(4):
+            close(crossed[j, i], reference.mlp(params, batch.query.x[i]), 1e-12)
+    close(adapted(batch.query.x), torch.stack([crossed[i, i] for i in range(4)]), 1e-12)

@@ -1,0 +1,264 @@
+"""The contract that every learner keeps on every engine."""
+
+import copy
+
+import contracts
+import pytest
+import reference
+import torch
+from contracts import ENGINES, LEARNERS, close
+from torch import nn
+from torch.nn.functional import mse_loss
+
+import trlearner as tr
+
+ALL = [*LEARNERS, "protonet"]
+EXACT = 1e-12
+
+
+def problem(name: str) -> tuple[nn.Module, tr.TaskBatch, tr.types.LossFn]:
+    if name == "protonet":
+        return contracts.net(), contracts.class_batch(), contracts.cross_entropy
+    return contracts.net(), contracts.regression_batch(), mse_loss
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_zero_steps_give_the_initialisation(engine: str, name: str) -> None:
+    model, batch, loss_fn = problem(name)
+    learner = contracts.learner(name, model, engine, steps=0)
+    adapted = learner.adapt(batch.support, loss_fn)
+    if name == "tnet":
+        for p in learner.transforms.parameters():
+            p.data.copy_(torch.eye(p.shape[-1]))
+    close(adapted(batch.query.x), torch.stack([model(x) for x in batch.query.x]), EXACT)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_step_on_a_quadratic_is_the_algebra(engine: str) -> None:
+    """f(x) = w x, loss mean (w x - y)^2: w' = w - lr 2 mean(x (w x - y)), dw'/dw = 1 - 2 lr mean x^2."""
+    model = nn.Linear(1, 1, bias=False).double()
+    x, y = torch.randn(3, 5, 1).double(), torch.randn(3, 5, 1).double()
+    learner = tr.MAML(model, lr=0.2, steps=1, engine=engine)
+    w = model.weight
+    fast = learner.adapt((x, y), mse_loss).fast["model.weight"]
+    expected = w - 0.2 * 2 * (x * (w * x - y)).mean((1, 2))
+    close(fast.flatten(), expected.flatten(), EXACT)
+    (slope,) = torch.autograd.grad(fast.sum(), w)
+    close(slope.flatten(), (1 - 0.4 * x.square().mean((1, 2))).sum()[None], EXACT)
+    first = tr.MAML(model, lr=0.2, steps=1, first_order=True, engine=engine)
+    (slope,) = torch.autograd.grad(first.adapt((x, y), mse_loss).fast["model.weight"].sum(), w)
+    close(slope.flatten(), torch.tensor([3.0]).double(), EXACT)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ALL)
+def test_user_module_is_left_unchanged(engine: str, name: str) -> None:
+    model, batch, loss_fn = problem(name)
+    before = copy.deepcopy(model.state_dict())
+    attributes = {path: set(vars(m)) for path, m in model.named_modules()}
+    learner = contracts.learner(name, model, engine)
+    reg = tr.TRLearner(encoder=tr.InputEncoder(model.body, dim=5), loss_fn=loss_fn).double()
+    reg(learner, batch).loss.backward()
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert attributes == {path: set(vars(m)) for path, m in model.named_modules()}
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ALL)
+def test_meta_gradients_reach_every_initial_parameter(engine: str, name: str) -> None:
+    model, batch, loss_fn = problem(name)
+    learner = contracts.learner(name, model, engine)
+    adapted = learner.adapt(batch.support, loss_fn)
+    loss_fn(adapted(batch.query.x).flatten(0, 1), batch.query.y.flatten(0, 1)).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in learner.parameters())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ALL)
+def test_permuting_tasks_permutes_the_result(engine: str, name: str) -> None:
+    model, batch, loss_fn = problem(name)
+    learner = contracts.learner(name, model, engine)
+    order = torch.tensor([2, 0, 3, 1])
+    there = learner.adapt(batch.support, loss_fn)(batch.query.x)
+    back = learner.adapt(batch[order].support, loss_fn)(batch[order].query.x)
+    close(back, there[order], EXACT)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_metasgd_with_equal_fixed_rates_is_maml(engine: str) -> None:
+    model, batch, loss_fn = problem("maml")
+    maml = tr.MAML(model, lr=0.3, steps=3, engine=engine)
+    for per, per_step in [("element", False), ("element", True), ("layer", False), ("layer", True)]:
+        meta = tr.MetaSGD(model, lr=0.3, steps=3, per=per, per_step=per_step, engine=engine)
+        x, support = batch.query.x, batch.support
+        close(meta.adapt(support, loss_fn)(x), maml.adapt(support, loss_fn)(x), EXACT)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tnet_with_identity_transforms_is_maml(engine: str) -> None:
+    model, batch, loss_fn = problem("maml")
+    maml = tr.MAML(model, lr=0.3, steps=3, engine=engine)
+    tnet = tr.TNet(model, lr=0.3, steps=3, engine=engine).double()
+    x, support = batch.query.x, batch.support
+    close(tnet.adapt(support, loss_fn)(x), maml.adapt(support, loss_fn)(x), EXACT)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_anil_leaves_the_body_fixed_and_equals_maml_with_a_still_body(engine: str) -> None:
+    model, batch, loss_fn = problem("anil")
+    anil = tr.ANIL(model, head="head", lr=0.3, steps=3, engine=engine)
+    maml = tr.MAML(model, lr={"head": 0.3, "body": 0.0}, steps=3, engine=engine)
+    adapted = anil.adapt(batch.support, loss_fn)
+    assert set(adapted.fast) == {"model.head.weight", "model.head.bias"}
+    x = batch.query.x
+    close(adapted(x), maml.adapt(batch.support, loss_fn)(x), EXACT)
+    close(adapted.cross(x), maml.adapt(batch.support, loss_fn).cross(x), EXACT)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_anil_runs_the_body_once_per_sample(engine: str) -> None:
+    model, batch, loss_fn = problem("anil")
+    seen = []
+    model.body.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    learner = tr.ANIL(model, head="head", steps=5, engine=engine)
+    reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=4), loss_fn=loss_fn).double()
+    reg(learner, batch)
+    seen.clear()
+    reg(learner, batch)
+    samples = sum(shape[0] for shape in seen)
+    assert samples == len(batch) * (5 + 6)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("grouped", [1, 2])
+def test_tnet_transforms_come_after_each_convolution(engine: str, grouped: int) -> None:
+    """Folding T into the weights equals applying it to what the layer returns."""
+    conv = nn.Conv2d(2, 4, 3, padding=1, groups=grouped).double()
+    model = nn.Sequential(conv, nn.Flatten()).double()
+    learner = tr.TNet(model, lr=0.1, steps=0, engine=engine).double()
+    transform = learner.transforms["0"]
+    transform.data += torch.randn(transform.shape).double()
+    x = torch.randn(2, 3, 2, 5, 5).double()
+    found = learner.adapt((x, torch.zeros(2, 3, 100).double()), mse_loss)(x)
+    for task in range(2):
+        block = torch.block_diag(*transform)
+        expected = torch.einsum("cd,sdhw->schw", block, conv(x[task])).flatten(1)
+        close(found[task], expected, EXACT)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rates_by_layer_and_step(engine: str) -> None:
+    model, batch, loss_fn = problem("maml")
+    rates = {"": [0.3, 0.1], "head": 0.2}
+    learner = tr.MAML(model, lr=rates, steps=3, engine=engine)
+    x, y = batch.support.real(1)
+
+    def rate(name: str, step: int) -> float:
+        return 0.2 if name.startswith("head") else (0.3 if step == 0 else 0.1)
+
+    params = dict(model.named_parameters())
+    expected = reference.adapt(reference.mlp, params, list(params), x, y, loss_fn, rate, 3)
+    fast = learner.adapt(batch.support, loss_fn).fast
+    for name, value in expected.items():
+        close(fast["model." + name][1], value, EXACT)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_learned_rates_per_step_get_their_own_gradients(engine: str) -> None:
+    model, batch, loss_fn = problem("maml")
+    learner = tr.MetaSGD(model, lr=0.3, steps=2, per="layer", per_step=True, engine=engine).double()
+    adapted = learner.adapt(batch.support, loss_fn)
+    loss_fn(adapted(batch.query.x), batch.query.y).backward()
+    for rates in learner.rates.values():
+        assert rates.grad.shape == (2,)
+        assert (rates.grad != 0).all()
+        assert rates.grad[0] != rates.grad[1]
+
+
+def test_learned_rates_and_transforms_are_saved() -> None:
+    for name in ("metasgd", "tnet"):
+        made = contracts.learner(name, contracts.net(), "loop")
+        other = contracts.learner(name, contracts.net(seed=5), "loop")
+        other.load_state_dict(made.state_dict())
+        batch = contracts.regression_batch()
+        found, wanted = (one.adapt(batch.support, mse_loss)(batch.query.x) for one in (other, made))
+        close(found, wanted, 0.0)
+        assert set(made.model.state_dict()) == set(contracts.net().state_dict())
+
+
+def test_a_class_without_support_is_as_good_as_impossible() -> None:
+    x = torch.randn(2, 4, 2).double()
+    y = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 2]])
+    learner = tr.ProtoNet(contracts.net())
+    logits = learner.adapt(tr.Samples(x, y, ways=3), contracts.cross_entropy)(x)
+    assert (logits[0, :, 2] == -1e4).all()
+    assert (logits[1] > -1e4).all()
+    logits.log_softmax(-1).exp().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
+
+
+class Scaled(nn.Module):
+    """Has something behind its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(2, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.head(self.body(x))
+
+
+BATCH = contracts.regression_batch()
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: tr.MAML(lambda x: x), "model must be an nn.Module, got function"),
+        (lambda: tr.MAML(contracts.net(), steps=-1), "steps must be a whole number of at least 0"),
+        (lambda: tr.MAML(contracts.net(), lr=float("nan")), "lr must be finite and at least 0"),
+        (lambda: tr.MAML(contracts.net(), lr=[]), "lr must be finite and at least 0"),
+        (lambda: tr.MAML(contracts.net(), lr={"head": 1.0}), "no rate for .*body.weight"),
+        (lambda: tr.MAML(contracts.net(), lr={"": 1.0, "hed": 1.0}), "no parameter's name begins"),
+        (lambda: tr.MetaSGD(contracts.net(), per="number"), "per must be 'element' or 'layer'"),
+        (lambda: tr.ANIL(contracts.net(), head="top"), "head must name a part .*'body', 'head'"),
+        (lambda: tr.ANIL(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "1"), "no trainable parameter"),
+        (lambda: tr.TNet(nn.Sequential(nn.ReLU())), "found no nn.Linear"),
+        (
+            lambda: tr.MAML(contracts.net(), engine="fast").adapt(BATCH.support, mse_loss),
+            "engine must be",
+        ),
+        (
+            lambda: tr.ANIL(Scaled().double(), "head").adapt(BATCH.support, mse_loss),
+            "must be the last thing the model does",
+        ),
+        (
+            lambda: tr.ProtoNet(contracts.net(), engine="loop").adapt(
+                tr.Samples(BATCH.support.x, torch.zeros(4, 5).long()), contracts.cross_entropy
+            ),
+            "ProtoNet needs the number of classes",
+        ),
+        (
+            lambda: tr.MAML(contracts.net()).adapt(BATCH.support, mse_loss)(BATCH.query.x[0]),
+            r"x must be \[tasks, queries, ...\] with tasks = 4",
+        ),
+        (
+            lambda: tr.MAML(contracts.net(), engine="batched").adapt(
+                BATCH.support, lambda p, y: (p - y).square()
+            ),
+            "loss_fn must return a scalar",
+        ),
+        (
+            lambda: tr.MAML(contracts.net(), engine="loop").adapt(
+                BATCH.support, lambda p, y: (p - y).detach().mean()
+            ),
+            "depends on none of the adapted parameters",
+        ),
+    ],
+)
+def test_errors_name_argument_value_and_remedy(make, match: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises((ValueError, TypeError), match=match):
+        make()
