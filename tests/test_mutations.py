@@ -17,7 +17,6 @@ SUITE = [
     "test_consistency.py",
     "test_engines.py",
     "test_regularizer.py",
-    "test_align.py",
 ]
 
 MUTANTS = {

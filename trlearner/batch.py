@@ -49,6 +49,10 @@ class Samples:
         if self.mask is not None:
             object.__setattr__(self, "x", _fill(self.x, self.mask))
             object.__setattr__(self, "y", _fill(self.y, self.mask))
+        if self.ways is not None and not (isinstance(self.ways, int) and self.ways >= 1):
+            raise ValueError(
+                f"ways must be a whole number of at least 1, or None, got {self.ways!r}."
+            )
         if self.ways is not None and self.y.is_floating_point():
             raise ValueError(
                 f"ways={self.ways} is for class labels, but the targets are {self.y.dtype}. "
@@ -65,8 +69,11 @@ class Samples:
 
     def __getitem__(self, tasks: slice | Tensor | Sequence[int]) -> Samples:
         """The samples of some tasks, e.g. ``samples[:4]``."""
-        tasks = _task_index(tasks)
-        return self._of(lambda t: t[tasks])
+        index = _task_index(tasks)
+        chosen = self._of(lambda t: t[index])
+        if len(chosen) == 0:
+            raise ValueError(f"{tasks} selects none of the {len(self)} tasks; select at least one.")
+        return chosen
 
     def choose(self, choice: Tensor) -> Samples:
         """Some samples of each task: ``choice [tasks, chosen]`` holds their positions."""
@@ -139,6 +146,12 @@ y=[4, 5, 1]))
         object.__setattr__(self, "support", _samples(support, "support", ways))
         object.__setattr__(self, "query", _samples(query, "query", ways))
         object.__setattr__(self, "ids", None if ids is None else tuple(ids))
+        if self.support.ways != self.query.ways:
+            raise ValueError(
+                "support and query must have the same number of classes, got "
+                f"ways={self.support.ways} and ways={self.query.ways}. "
+                "Pass ways to TaskBatch, which gives it to both."
+            )
         object.__setattr__(self, "ways", self.support.ways)
         _check_batch(self)
 
@@ -199,7 +212,8 @@ y=[4, 5, 1]))
         tasks = _task_index(tasks)
         ids = self.ids
         if ids is not None:
-            ids = tuple(ids[i] for i in torch.arange(len(self))[tasks].tolist())
+            here = tasks if isinstance(tasks, slice) else tasks.cpu()
+            ids = tuple(ids[i] for i in torch.arange(len(self))[here].tolist())
         return self._with(self.support[tasks], self.query[tasks], ids)
 
     def to(self, *args: Any, **kwargs: Any) -> TaskBatch:
@@ -266,6 +280,8 @@ def _check_shapes(x: Tensor, y: Tensor, mask: Tensor | None) -> None:
         raise ValueError(f"every task needs at least one sample, got x of shape {list(x.shape)}.")
     if mask is None:
         return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a tensor, got {type(mask).__name__}. Convert it first.")
     if mask.shape != x.shape[:2] or mask.dtype != torch.bool:
         raise ValueError(
             f"mask must be a bool tensor [tasks, samples] = {list(x.shape[:2])}, "
@@ -315,6 +331,12 @@ def _check_batch(batch: TaskBatch) -> None:
 
 def _stack(pairs: Sequence[Pair], name: str) -> Samples:
     for i, (x, y) in enumerate(pairs):
+        for value in (x, y):
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"task {i}: {name} x and y must be tensors, got {type(value).__name__}. "
+                    "Convert them first."
+                )
         if x.ndim < 1 or y.ndim < 1 or len(x) != len(y):
             raise ValueError(
                 f"task {i}: {name} x and y must agree on [samples], "
@@ -348,15 +370,21 @@ def _fill(t: Tensor, mask: Tensor) -> Tensor:
 
 
 def _task_index(tasks: slice | Tensor | Sequence[int]) -> slice | Tensor:
-    if isinstance(tasks, int):
-        raise TypeError(
-            f"index tasks with a slice or a list, got {tasks}: use [{tasks}:{tasks + 1}]."
-        )
-    return tasks if isinstance(tasks, slice) else torch.as_tensor(tasks)
+    if isinstance(tasks, slice):
+        return tasks
+    index = torch.as_tensor(tasks)
+    if index.numel() == 0:
+        return slice(0, 0)
+    if index.ndim == 0:
+        one = int(index)
+        raise TypeError(f"index tasks with a slice or a list, got {one}: use [{one}:{one + 1}].")
+    return index
 
 
 def _to(t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if not t.is_floating_point():
         args = tuple(a for a in args if not isinstance(a, torch.dtype))
         kwargs = {k: v for k, v in kwargs.items() if k != "dtype"}
+        # t.to(other) takes other's dtype as well; here only its device counts.
+        args = tuple(a.device if isinstance(a, Tensor) else a for a in args)
     return t.to(*args, **kwargs)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.parameter import is_lazy
 
 from trlearner.types import State
 
@@ -127,7 +128,8 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
     found = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     if torch.is_grad_enabled():
         return found
-    return {name: tensor.detach() for name, tensor in found.items()}
+    # A parameter that still waits for its width cannot be detached, nor does it carry a graph.
+    return {name: t if is_lazy(t) else t.detach() for name, t in found.items()}
 
 
 def take(values: Tensor, choice: Tensor) -> Tensor:

@@ -277,7 +277,8 @@ class TRLearner(nn.Module):
         count = math.ceil(self.queries * total)
         if count == total:
             return None
-        keys = torch.rand(tasks, total, generator=self.generator).to(query.x.device)
+        device = self.generator.device
+        keys = torch.rand(tasks, total, generator=self.generator, device=device).to(query.x.device)
         if query.mask is not None:
             keys = torch.where(query.mask, keys, 2.0)
         return keys.argsort(1)[:, :count]
@@ -345,4 +346,4 @@ class TRLearner(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Puts the draws of queries back to where they stood."""
-        self.generator.set_state(state)
+        self.generator.set_state(state.cpu())

@@ -29,8 +29,9 @@ class Extractor(nn.Module):
             )
         # In a tuple, so that nn.Module does not register it.
         self._module = (nn.Identity() if module is None else module,)
-        self.own: nn.Module | None = None
-        self._find_own()
+        self.own: nn.Module | None = self.module
+        for learner in living:
+            self.notice(learner)
         watching.add(self)
 
     @property
@@ -39,8 +40,17 @@ class Extractor(nn.Module):
         return self._module[0]
 
     def notice(self, learner: Learner) -> None:
-        """Lets go of what turns out to belong to a learner."""
-        self._find_own()
+        """Lets go of what turns out to belong to a learner; never takes anything back."""
+        kept = set() if self.own is None else {id(p) for p in self.own.parameters()}
+        lost = {id(p) for p in self.module.parameters()} - kept
+        lost |= {id(p) for p in learner.parameters()}
+        # A module gone before is known by its parameters, all of which are gone.
+        modules = {id(m) for m in learner.modules()} | {
+            id(m)
+            for m in self.module.modules()
+            if (ids := {id(p) for p in m.parameters()}) and ids <= lost
+        }
+        self.own = _own(self.module, modules, lost)
 
     def features(
         self, learner: Learner | None, state: State, x: Tensor, mask: Tensor | None = None
@@ -83,11 +93,6 @@ class Extractor(nn.Module):
                     "InputEncoder(learner.model.features, dim=64)."
                 )
         return local
-
-    def _find_own(self) -> None:
-        modules = {id(m) for learner in living for m in learner.modules()}
-        parameters = {id(p) for learner in living for p in learner.parameters()}
-        self.own = _own(self.module, modules, parameters)
 
 
 OWN = "regularizer.encoder.extractor.own."

@@ -76,7 +76,7 @@ class LabelledEncoder(Encoder):
         """The set encoding of every task: ``[tasks, dim]``."""
         support, own = batch.support, self.own(state)
         features = self._features(learner, state, support)
-        check_width(features.shape[-1], self.of_features.in_features, "g(x)", "features")
+        check_width(features.shape[-1], own["of_features.weight"].shape[1], "g(x)", "features")
         elements, real = features, support.mask
         if _labels(support):
             elements, count = batch_prototypes(features, support)
@@ -84,7 +84,7 @@ class LabelledEncoder(Encoder):
         hidden = linear(elements, own["of_features.weight"], own["of_features.bias"])
         if not _labels(support):
             y = _columns(support.y)
-            check_width(y.shape[-1], self.of_targets.in_features, "a target", "targets")
+            check_width(y.shape[-1], own["of_targets.weight"].shape[1], "a target", "targets")
             hidden = hidden + linear(y.to(hidden), own["of_targets.weight"])
         pooled = _masked_mean(gelu(hidden), real)
         return linear(pooled, own["out.weight"], own["out.bias"])

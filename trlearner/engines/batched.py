@@ -33,9 +33,13 @@ def adapt(
 ) -> Fast:
     """All tasks' adaptations together: each entry ``[tasks, ...]``."""
 
+    def loss_of(model: Fast, h: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+        return task_loss(loss_fn, learner.predict(state, model, h), y, mask)
+
+    losses = _vmap(loss_of, (0, 0, 0, None if support.mask is None else 0))
+
     def loss_at(fast: Fast) -> Tensor:
-        predictions = predict(learner, state, fast, features, support.mask)
-        return loss(loss_fn, predictions, support.y, support.mask).sum()
+        return losses(fast, features, support.y, support.mask).sum()
 
     lent = InnerLoop(
         features,

@@ -43,15 +43,20 @@ def choose(
 
 
 def check_loss(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> None:
-    """Refuse a loss that masks would change; tried on the largest task.
+    """Refuse a loss that masks would change; tried once, on all real samples together.
 
     Raises:
         ValueError: As `trlearner.loss.check_decomposes`.
     """
-    largest = 0 if samples.mask is None else int(samples.mask.sum(1).argmax())
-    x, y = samples.real(largest)
+    checked = _decomposing.setdefault(learner, weakref.WeakSet())
+    if loss_fn in checked:
+        return
+    # Together, for the loss of one sample (or of one class) would show nothing.
+    pairs = [samples.real(task) for task in range(len(samples))]
+    x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
     one = Samples(x[None], y[None], ways=samples.ways)
     check_decomposes(loss_fn, _trial(learner, one, loss_fn, loop.ENGINE, steps=0)[0], y)
+    checked.add(loss_fn)
 
 
 def _decide(learner: TaskLearner, samples: Samples, loss_fn: LossFn, masked: bool) -> str:
@@ -77,8 +82,8 @@ def _adapts_convolutions(learner: TaskLearner) -> bool:
 def _runs_batched(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> bool:
     try:
         _trial(learner, samples[:2], loss_fn, batched.ENGINE, steps=1)
-    except Exception as error:
-        # Whatever went wrong, the loop either runs or raises it where its user can understand it.
+    except (RuntimeError, NotImplementedError) as error:
+        # Either vmap cannot run the model, or the loop will raise the same where it is understood.
         warnings.warn(
             f"engine='auto' runs this learner with 'loop', for 'batched' failed: {error}. Pass "
             "engine='loop' to silence this.",
@@ -100,4 +105,7 @@ def _trial(
         return engine.predict(learner, state, fast, features, samples.mask)
 
 
+_decomposing: weakref.WeakKeyDictionary[TaskLearner, weakref.WeakSet[LossFn]] = (
+    weakref.WeakKeyDictionary()
+)
 _vmappable: weakref.WeakKeyDictionary[TaskLearner, bool] = weakref.WeakKeyDictionary()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -53,10 +53,14 @@ class Learner(nn.Module, abc.ABC):
         self.model = model
         self.steps = steps
         self.engine = engine
-        self._decomposing: weakref.WeakSet[LossFn] = weakref.WeakSet()
         living.add(self)
         for watcher in watching:
             watcher.notice(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copied or unpickled learner is a learner as well, and owns its model."""
+        super().__setstate__(state)
+        living.add(self)
 
     # ---- the pure seam: one task, an explicit state -------------------------------------------
 
@@ -126,9 +130,8 @@ class Learner(nn.Module, abc.ABC):
         functional.check_statistics(self.model)
         masked = any(s.mask is not None for s in (samples, *others))
         engine = choose(self, self.engine, samples, loss_fn, masked)
-        if masked and engine.name == "batched" and loss_fn not in self._decomposing:
+        if masked and engine.name == "batched":
             check_loss(self, samples, loss_fn)
-            self._decomposing.add(loss_fn)
         return engine
 
     def forward(self, x: Tensor) -> Tensor:
