@@ -13,7 +13,8 @@ from trlearner.learners.metasgd import MetaSGD
 from trlearner.learners.protocol import GradientLearner, Learner
 from trlearner.learners.protonet import ProtoNet
 from trlearner.learners.tnet import TNet
-from trlearner.regularizer import Output, TRLearner
+from trlearner.output import Output
+from trlearner.regularizer import TRLearner
 from trlearner.relation import TaskRelation, relation_matrix
 from trlearner.seam import InnerLoop
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,7 +18,11 @@ def similarity(
 ) -> Float[Tensor, "models tasks classes classes"]:
     """Cosines of class prototypes: class c of task i with class c' of task j at ``[j, i, c, c']``."""
     units = prototypes * torch.rsqrt(prototypes.square().sum(-1, keepdim=True) + EPSILON**2)
-    return torch.einsum("icf,jdf->jicd", units, units)
+    return einsum(
+        units,
+        units,
+        "tasks classes features, models theirs features -> models tasks classes theirs",
+    )
 
 
 def sinkhorn(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from einops import einsum
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
@@ -39,10 +40,11 @@ def relation_weights(
         top_k: Only so many neighbours with the largest m_ij keep weight.
 
     Example:
-        >>> relation_weights(torch.tensor([[1.0, 0.2, 0.6], [0.2, 1.0, -0.5], [0.6, -0.5, 1.0]]))
+        >>> m = torch.tensor([[1.0, 0.2, 0.6], [0.2, 1.0, 0.2], [0.6, 0.2, 1.0]])
+        >>> relation_weights(m)
         tensor([[0.0000, 0.2500, 0.7500],
-                [1.0000, 0.0000, 0.0000],
-                [1.0000, 0.0000, 0.0000]])
+                [0.5000, 0.0000, 0.5000],
+                [0.7500, 0.2500, 0.0000]])
     """
     tasks = len(relations)
     if relations.shape != (tasks, tasks):
@@ -102,7 +104,12 @@ def mix(
     share = weights.T.reshape(*weights.T.shape, *[1] * (predictions.ndim - 2))
     if mixture == "values":
         if alignment is not None:
-            predictions = torch.einsum("jiqd,jicd->jiqc", predictions, alignment)
+            predictions = einsum(
+                predictions,
+                alignment,
+                "models tasks queries theirs, models tasks classes theirs -> "
+                "models tasks queries classes",
+            )
         return (share * predictions).sum(0)
     logs = predictions.log_softmax(-1)
     if alignment is not None:
@@ -154,9 +161,9 @@ def relation_consistency(
         ValueError: Shapes disagree, or negative weights would have to be mixed as probabilities.
 
     Example:
-        >>> predictions = torch.zeros(3, 3, 5, 1)
-        >>> m = TaskRelation(dim=8)(torch.rand(3, 8))
-        >>> relation_consistency(predictions, torch.ones(3, 5, 1), m, nn.functional.mse_loss).item()
+        >>> from torch.nn.functional import mse_loss
+        >>> m = torch.tensor([[1.0, 0.5, 0.1], [0.5, 1.0, 0.2], [0.1, 0.2, 1.0]])
+        >>> relation_consistency(torch.zeros(3, 3, 5, 1), torch.ones(3, 5, 1), m, mse_loss).item()
         1.0
     """
     check_predictions(predictions, targets, relations)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from trlearner import align
 from trlearner.batch import Samples, TaskBatch
+from trlearner.chunks import cross_in_chunks
 from trlearner.consistency import (
     Mixture,
     Normalize,
@@ -24,45 +23,13 @@ from trlearner.consistency import (
 from trlearner.encoders.protocol import Encoder, HasPrototypes
 from trlearner.functional import take, tensors
 from trlearner.learners.protocol import Learner
+from trlearner.output import Draws, Output
 from trlearner.relation import TaskRelation, relation_matrix
 from trlearner.seam import Engine
 from trlearner.types import Fast, LossFn, State
 
 PREFIX = "regularizer."
 Align = Literal["none", "sinkhorn", "hungarian"]
-
-
-@dataclass(frozen=True, eq=False)
-class Output:
-    """What a meta-step found. Only `loss` carries a graph; the rest is for looking.
-
-    Attributes:
-        loss: ``task_loss + lam * relation_loss``.
-        task_loss: The learner's own meta-loss, a scalar.
-        relation_loss: L_TR, a scalar; 0 where it was not computed.
-        relations: M ``[tasks, models]``; ``None`` where it was not computed.
-        weights: The mixture weights ``[tasks, models]``; ``None`` where there are none.
-        predictions: Every model on its own task's queries, ``[tasks, queries, ...]``.
-        engine: The name of the engine that ran.
-    """
-
-    loss: Tensor
-    task_loss: Tensor
-    relation_loss: Tensor
-    relations: Tensor | None
-    weights: Tensor | None
-    predictions: Tensor
-    engine: str
-
-
-@dataclass(frozen=True, eq=False)
-class Draws:
-    """What a meta-step draws at random or is told from outside; inputs of the pure step."""
-
-    lam: float
-    temperature: float
-    related: bool  # whether there is a relation term at all
-    queries: Tensor | None  # [tasks, chosen]: the queries that it looks at; None for all
 
 
 class TRLearner(nn.Module):
@@ -90,6 +57,7 @@ class TRLearner(nn.Module):
         generator: Draws the queries; by default one seeded like torch, apart from the global stream.
 
     Example:
+        >>> import trlearner as tr
         >>> model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
         >>> learner = tr.MAML(model, lr=0.1, steps=2)
         >>> reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=8), lam=0.1)
@@ -153,9 +121,7 @@ class TRLearner(nn.Module):
         state = learner.state()
         related = self.lam != 0 and len(batch) > 1
         if related:
-            self.encoder.prepare(
-                learner, state | {PREFIX + n: t for n, t in tensors(self).items()}, batch
-            )
+            self.encoder.prepare(learner, batch)
             state |= {PREFIX + name: tensor for name, tensor in tensors(self).items()}
         chosen = self._draw_queries(batch.query) if related else None
         draws = Draws(self.lam, self.temperature, related, chosen)
@@ -229,38 +195,14 @@ class TRLearner(nn.Module):
             if alignment is not None:
                 tasks = torch.arange(len(batch), device=neighbours.device)
                 alignment = alignment[neighbours, tasks]
-        predictions = self._cross(engine, learner, state, fast, asked, mask, neighbours)
+        predictions = cross_in_chunks(
+            engine, learner, state, fast, asked, mask, neighbours, self.chunk_size
+        )
         if late:
             tasks = torch.arange(len(batch), device=predictions.device)[:, None]
             predictions = predictions[:, tasks, choice]
         kind = mixture_kind(self.mixture, query.y, self.normalize)
         return mix(predictions, weights, kind, alignment), chosen
-
-    def _cross(
-        self,
-        engine: Engine,
-        learner: Learner,
-        state: State,
-        fast: Fast,
-        asked: Tensor,
-        mask: Tensor | None,
-        neighbours: Tensor | None,
-    ) -> Tensor:
-        """Cross predictions ``[models, tasks, queries, ...]``, in chunks of models if wanted."""
-        models = len(asked) if neighbours is None else len(neighbours)
-        if self.chunk_size is None or self.chunk_size >= models:
-            return engine.cross(learner, state, fast, asked, mask, neighbours)
-        chunks = []
-        for first in range(0, models, self.chunk_size):
-            part = slice(first, first + self.chunk_size)
-            some = {n: v[part] for n, v in fast.items()} if neighbours is None else fast
-            who = None if neighbours is None else neighbours[part]
-            chunks.append(
-                checkpoint(
-                    engine.cross, learner, state, some, asked, mask, who, use_reentrant=False
-                )
-            )
-        return torch.cat(chunks)
 
     def _alignment(self, learner: Learner, state: State, batch: TaskBatch) -> Tensor | None:
         if self.align == "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from einops import rearrange
 from torch import Tensor, nn
 
 from trlearner import functional
@@ -53,7 +54,7 @@ class Extractor(nn.Module):
         self.own = _own(self.module, modules, lost)
 
     def features(
-        self, learner: Learner | None, state: State, x: Tensor, mask: Tensor | None = None
+        self, learner: Learner, state: State, x: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         """Features of inputs ``[tasks, samples, ...]``, flattened to ``[tasks, samples, features]``.
 
@@ -70,16 +71,15 @@ class Extractor(nn.Module):
                 lambda i, keep: functional.pure_call(self.module, local, x[i][keep]), mask, len(x)
             )
         else:
-            found = functional.pure_call(self.module, local, x.flatten(0, 1))
-            found = found.unflatten(0, x.shape[:2])
+            together = rearrange(x, "tasks samples ... -> (tasks samples) ...")
+            found = functional.pure_call(self.module, local, together)
+            found = rearrange(found, "(tasks samples) ... -> tasks samples ...", tasks=len(x))
         return found.flatten(2) if found.ndim > 2 else found[..., None]
 
-    def _local_state(self, learner: Learner | None, state: State) -> dict[str, Tensor]:
-        theirs: dict[int, str] = {}
-        if learner is not None:
-            theirs = {id(p): n for n, p in learner.named_parameters()}
-            theirs |= {id(b): n for n, b in learner.named_buffers()}
-            state = {**state, **_prefixed(MODEL, learner.model_state(state))}
+    def _local_state(self, learner: Learner, state: State) -> dict[str, Tensor]:
+        theirs = {id(p): n for n, p in learner.named_parameters()}
+        theirs |= {id(b): n for n, b in learner.named_buffers()}
+        state = {**state, **{MODEL + n: t for n, t in learner.model_state(state).items()}}
         local = {}
         for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
             if id(tensor) in theirs:
@@ -117,7 +117,3 @@ def _own(module: nn.Module, modules: set[int], parameters: set[int]) -> nn.Modul
         if own is not None:
             tree.add_module(name, own)
     return tree
-
-
-def _prefixed(prefix: str, state: State) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in state.items()}

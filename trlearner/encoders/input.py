@@ -48,7 +48,7 @@ class InputEncoder(Encoder):
         self.metadata = metadata
         self.detach = detach
 
-    def encode(self, learner: Learner | None, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
+    def encode(self, learner: Learner, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
         """The mean feature of every task: ``[tasks, dim]``."""
         sets = [batch.support] if self.metadata == "support" else [batch.support, batch.query]
         sums, counts = [], []
@@ -61,7 +61,7 @@ class InputEncoder(Encoder):
         embeddings = torch.stack(sums).sum(0) / torch.stack(counts).sum(0)
         return embeddings.detach() if self.detach else embeddings
 
-    def prototypes(self, learner: Learner | None, state: State, batch: TaskBatch) -> Tensor:
+    def prototypes(self, learner: Learner, state: State, batch: TaskBatch) -> Tensor:
         """Mean features ``[tasks, classes, features]`` of the support's classes."""
         support = batch.support
         features = self.extractor.features(learner, state, support.x, support.mask)

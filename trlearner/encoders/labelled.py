@@ -9,7 +9,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from trlearner.batch import Samples, TaskBatch
 from trlearner.encoders.extractor import Extractor
-from trlearner.encoders.protocol import Encoder, check_width
+from trlearner.encoders.protocol import PREFIX, Encoder, check_width
+from trlearner.functional import tensors
 from trlearner.learners.protocol import Learner
 from trlearner.prototype import batch_prototypes
 from trlearner.types import Fast, State
@@ -58,10 +59,11 @@ class LabelledEncoder(Encoder):
         )
         self.out = nn.Linear(hidden, dim)
 
-    def prepare(self, learner: Learner | None, state: State, batch: TaskBatch) -> None:
+    def prepare(self, learner: Learner, batch: TaskBatch) -> None:
         """Gives layers of unknown width the width that this batch shows."""
         if not any(isinstance(p, UninitializedParameter) for p in self.parameters()):
             return
+        state = learner.state() | {PREFIX + n: t for n, t in tensors(self).items()}
         x, y = batch.support.x[:1, :2], batch.support.y[:1, :2]
         devices = [x.device] if x.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
@@ -72,7 +74,7 @@ class LabelledEncoder(Encoder):
                 features[..., :1] if _labels(batch.support) else _columns(y).to(features)
             )
 
-    def encode(self, learner: Learner | None, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
+    def encode(self, learner: Learner, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
         """The set encoding of every task: ``[tasks, dim]``."""
         support, own = batch.support, self.own(state)
         features = self._features(learner, state, support)
@@ -89,12 +91,12 @@ class LabelledEncoder(Encoder):
         pooled = _masked_mean(gelu(hidden), real)
         return linear(pooled, own["out.weight"], own["out.bias"])
 
-    def prototypes(self, learner: Learner | None, state: State, batch: TaskBatch) -> Tensor:
+    def prototypes(self, learner: Learner, state: State, batch: TaskBatch) -> Tensor:
         """Mean features ``[tasks, classes, features]`` of the support's classes."""
         means, _ = batch_prototypes(self._features(learner, state, batch.support), batch.support)
         return means
 
-    def _features(self, learner: Learner | None, state: State, support: Samples) -> Tensor:
+    def _features(self, learner: Learner, state: State, support: Samples) -> Tensor:
         features = self.extractor.features(learner, state, support.x, support.mask)
         return features.detach() if self.detach else features
 

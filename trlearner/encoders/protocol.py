@@ -25,7 +25,7 @@ class Encoder(nn.Module, abc.ABC):
     dim: int
 
     @abc.abstractmethod
-    def encode(self, learner: Learner | None, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
+    def encode(self, learner: Learner, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
         """Embeddings ``[tasks, dim]``.
 
         Args:
@@ -36,7 +36,7 @@ class Encoder(nn.Module, abc.ABC):
             fast: What adaptation made of each task.
         """
 
-    def prepare(self, learner: Learner | None, state: State, batch: TaskBatch) -> None:
+    def prepare(self, learner: Learner, batch: TaskBatch) -> None:
         """Called before `encode`, where a first batch may settle what was left open."""
         return
 
@@ -49,7 +49,7 @@ class Encoder(nn.Module, abc.ABC):
 class HasPrototypes(Protocol):
     """An encoder that can tell what a task's classes look like, which alignment needs."""
 
-    def prototypes(self, learner: Learner | None, state: State, batch: TaskBatch) -> Tensor:
+    def prototypes(self, learner: Learner, state: State, batch: TaskBatch) -> Tensor:
         """Mean features ``[tasks, classes, features]`` of every task's classes."""
 
 

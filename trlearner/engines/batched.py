@@ -7,6 +7,7 @@ tasks' losses are independent, so the plain gradient of their sum is each task's
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from trlearner.batch import Samples
@@ -20,7 +21,8 @@ def embed(learner: TaskLearner, state: State, x: Tensor, mask: Tensor | None) ->
     """What tasks share, in one call over all their samples: ``[tasks, samples, ...]``."""
     if learner.couples_samples():
         return _vmap(lambda one: learner.embed(state, one))(x)
-    return learner.embed(state, x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    together = learner.embed(state, rearrange(x, "tasks samples ... -> (tasks samples) ..."))
+    return rearrange(together, "(tasks samples) ... -> tasks samples ...", tasks=len(x))
 
 
 def adapt(
@@ -80,8 +82,11 @@ def cross(
     if learner.couples_samples():
         return _vmap(_vmap(one, (None, 0)), (0, None))(fast, features)
     # Each model runs once over all tasks' queries together.
-    together = _vmap(one, (0, None))(fast, features.flatten(0, 1))
-    return together.unflatten(1, features.shape[:2])
+    queries = rearrange(features, "tasks queries ... -> (tasks queries) ...")
+    together = _vmap(one, (0, None))(fast, queries)
+    return rearrange(
+        together, "models (tasks queries) ... -> models tasks queries ...", tasks=len(features)
+    )
 
 
 def loss(loss_fn: LossFn, predictions: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from trlearner.batch import Samples
@@ -55,9 +56,11 @@ def cross(
     """Every model on every task: ``[models, tasks, queries, ...]``."""
     models, tasks = _unbind(fast), len(features)
     if neighbours is None and mask is None and not learner.couples_samples():
-        together = features.flatten(0, 1)
-        rows = [learner.predict(state, model, together) for model in models]
-        return torch.stack([row.unflatten(0, (tasks, -1)) for row in rows])
+        queries = rearrange(features, "tasks queries ... -> (tasks queries) ...")
+        rows = torch.stack([learner.predict(state, model, queries) for model in models])
+        return rearrange(
+            rows, "models (tasks queries) ... -> models tasks queries ...", tasks=tasks
+        )
     # One row asks one model for each task.
     asked = [[j] * tasks for j in range(len(models))] if neighbours is None else neighbours.tolist()
     return torch.stack(

@@ -17,7 +17,6 @@ class Adapted:
 
     Attributes:
         fast: What adaptation made of each task, ``[tasks, ...]`` by name.
-        engine: The name of the engine that ran.
     """
 
     learner: TaskLearner
@@ -27,6 +26,7 @@ class Adapted:
 
     @property
     def engine(self) -> str:
+        """The name of the engine that ran."""
         return self.runner.name
 
     def __len__(self) -> int:

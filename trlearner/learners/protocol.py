@@ -107,6 +107,8 @@ class Learner(nn.Module, abc.ABC):
             steps: Inner steps, if others than the learner's own.
 
         Example:
+            >>> import torch
+            >>> import trlearner as tr
             >>> learner = tr.MAML(nn.Linear(1, 1), lr=0.1, steps=5)
             >>> x = torch.rand(4, 10, 1)
             >>> learner.adapt((x, 3 * x), nn.functional.mse_loss)(x).shape

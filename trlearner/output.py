@@ -1,0 +1,40 @@
+"""What goes into a meta-step besides parameters and data, and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a meta-step found. Only `loss` carries a graph; the rest is for looking.
+
+    Attributes:
+        loss: ``task_loss + lam * relation_loss``.
+        task_loss: The learner's own meta-loss, a scalar.
+        relation_loss: L_TR, a scalar; 0 where it was not computed.
+        relations: M ``[tasks, models]``; ``None`` where it was not computed.
+        weights: The mixture weights ``[tasks, models]``; ``None`` where there are none.
+        predictions: Every model on its own task's queries, ``[tasks, queries, ...]``.
+        engine: The name of the engine that ran.
+    """
+
+    loss: Tensor
+    task_loss: Tensor
+    relation_loss: Tensor
+    relations: Tensor | None
+    weights: Tensor | None
+    predictions: Tensor
+    engine: str
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What a meta-step draws at random or is told from outside; inputs of the pure step."""
+
+    lam: float
+    temperature: float
+    related: bool  # whether there is a relation term at all
+    queries: Tensor | None  # [tasks, chosen]: the queries that it looks at; None for all
