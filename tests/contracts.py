@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import reference
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import reference
 import trlearner as tr
 
 ENGINES = ("higher", "loop", "batched")

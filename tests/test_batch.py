@@ -35,6 +35,7 @@ def masked() -> tuple[Tensor, Tensor, Tensor]:
 # ---- construction -------------------------------------------------------------------------------
 
 
+@pytest.mark.unchecked
 def test_a_batch_holds_what_it_was_given():
     (xs, ys), (xq, yq) = tensors(), tensors(samples=7, seed=1)
     batch = tr.TaskBatch(support=(xs, ys), query=[xq, yq], ids=["a", "b", "c", "d"])
@@ -109,6 +110,7 @@ def test_repr():
 # ---- what is refused ----------------------------------------------------------------------------
 
 
+@pytest.mark.unchecked
 def test_x_and_y_must_be_tensors():
     x, y = tensors()
     with pytest.raises(TypeError, match=r"^x must be a tensor, got list\. Convert it first"):
@@ -117,18 +119,23 @@ def test_x_and_y_must_be_tensors():
         tr.TaskBatch((x, y), (x, y.numpy()))
 
 
+@pytest.mark.unchecked
 def test_mask_must_be_a_bool_tensor_of_the_right_shape():
     x, y, mask = masked()
     with pytest.raises(TypeError, match="mask must be a tensor, got list"):
         tr.Samples(x, y, mask.tolist())
-    with pytest.raises(ValueError, match=r"\[tasks, samples\] = \[4, 5\], got torch.float32 \[4, 5"):
+    with pytest.raises(
+        ValueError, match=r"\[tasks, samples\] = \[4, 5\], got torch.float32 \[4, 5"
+    ):
         tr.Samples(x, y, mask.float())
     with pytest.raises(ValueError, match=r"= \[4, 5\], got torch.bool \[5, 4\]"):
         tr.Samples(x, y, mask.T)
 
 
 def test_axes_are_needed():
-    with pytest.raises(ValueError, match=r"x must be \[tasks, samples, \.\.\.\], got \[5\].*x\[None"):
+    with pytest.raises(
+        ValueError, match=r"x must be \[tasks, samples, \.\.\.\], got \[5\].*x\[None"
+    ):
         tr.Samples(torch.zeros(5), torch.zeros(5, 1))
     with pytest.raises(ValueError, match=r"y must be \[tasks, samples, \.\.\.\], got \[5\]"):
         tr.Samples(torch.zeros(5, 1), torch.zeros(5))
@@ -157,17 +164,24 @@ def test_a_mask_that_leaves_nothing_is_refused():
 
 def test_labels_must_lie_in_ways():
     x, y = tensors()[0], labels()
-    with pytest.raises(ValueError, match=r"^support: labels must lie in 0\.\.1 for ways=2, got 0\.\.2"):
+    with pytest.raises(
+        ValueError, match=r"^support: labels must lie in 0\.\.1 for ways=2, got 0\.\.2"
+    ):
         tr.TaskBatch((x, y), (x, y), ways=2)
-    with pytest.raises(ValueError, match=r"^query: labels must lie in 0\.\.2 for ways=3, got -1\.\.1"):
+    with pytest.raises(
+        ValueError, match=r"^query: labels must lie in 0\.\.2 for ways=3, got -1\.\.1"
+    ):
         tr.TaskBatch((x, y), (x, y - 1), ways=3)
 
 
 def test_ways_are_for_labels():
-    with pytest.raises(ValueError, match=r"ways=3 is for class labels, .* torch.float32.*y.long\(\)"):
+    with pytest.raises(
+        ValueError, match=r"ways=3 is for class labels, .* torch.float32.*y.long\(\)"
+    ):
         tr.TaskBatch(tensors(), tensors(), ways=3)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("ways", [0, -1, 2.5, "3"])
 def test_ways_must_be_a_whole_number(ways: object):
     x, y = tensors()[0], labels()
@@ -216,6 +230,7 @@ def test_ids_must_name_every_task():
         tr.TaskBatch(tensors(), tensors(), ids="abc")
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("value", [torch.zeros(2, 4, 5), ("x", "y", "mask"), {"x": 1, "y": 2}, 3])
 def test_a_set_must_be_a_pair(value: object):
     with pytest.raises(TypeError, match=r"support must be a pair \(x, y\) of tensors"):
@@ -257,6 +272,7 @@ def test_indexing_keeps_ways_and_absent_ids():
     assert (some.ways, some.support.ways, some.query.ways, some.ids) == (3, 3, 3, None)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("index", [2, torch.tensor(2)])
 def test_one_index_is_refused(index: object):
     batch = tr.TaskBatch(tensors(), tensors())
@@ -272,6 +288,7 @@ def test_choosing_no_task_is_refused(index: object):
         tr.TaskBatch(tensors(), tensors(), ids=range(4))[index]
 
 
+@pytest.mark.unchecked
 def test_a_batch_is_no_sequence_of_tasks():
     with pytest.raises(TypeError, match="with a slice or a list, got 0"):
         list(tr.TaskBatch(tensors(), tensors()))
@@ -513,12 +530,15 @@ def test_from_tasks_takes_labels():
     assert batch.query.mask is None
 
 
+@pytest.mark.unchecked
 def test_from_tasks_refuses_what_does_not_fit():
     (good,) = draw_tasks([(3, 2)])
     (x, y), query = good
     with pytest.raises(ValueError, match="at least one task, got none"):
         tr.TaskBatch.from_tasks([])
-    with pytest.raises(ValueError, match=r"task 1: support x and y must agree.*\[3, 2\] and \[2, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"task 1: support x and y must agree.*\[3, 2\] and \[2, 1\]"
+    ):
         tr.TaskBatch.from_tasks([good, ((x, y[:2]), query)])
     with pytest.raises(ValueError, match=r"task 0: query x and y must agree .*\[\] and \[\]"):
         tr.TaskBatch.from_tasks([((x, y), (torch.tensor(0.0), torch.tensor(0.0)))])

@@ -1,14 +1,14 @@
 """Weights, mixtures and L_TR."""
 
 import pytest
-import reference
 import torch
-from contracts import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, mse_loss
 
+import reference
 import trlearner as tr
+from contracts import close
 from trlearner.consistency import mix
 
 TIGHT = 1e-9

@@ -3,15 +3,15 @@
 import pathlib
 import re
 
-import contracts
 import pytest
-import reference
 import torch
-from contracts import ENGINES, close
 from torch import nn
 from torch.nn.functional import mse_loss
 
+import contracts
+import reference
 import trlearner as tr
+from contracts import ENGINES, close
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXACT = 1e-12

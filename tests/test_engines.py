@@ -1,12 +1,12 @@
 """Every engine x learner x order against the loop-only reference and finite differences."""
 
-import contracts
 import pytest
-import reference
 import torch
-from contracts import ENGINES, HIDDEN, INPUTS, LEARNERS, OUTPUTS, close
 
+import contracts
+import reference
 import trlearner as tr
+from contracts import ENGINES, HIDDEN, INPUTS, LEARNERS, OUTPUTS, close
 
 TIGHT = 1e-9
 DIFFERENCES = 1e-6

@@ -2,15 +2,15 @@
 
 import copy
 
-import contracts
 import pytest
-import reference
 import torch
-from contracts import ENGINES, LEARNERS, close
 from torch import nn
 from torch.nn.functional import mse_loss
 
+import contracts
+import reference
 import trlearner as tr
+from contracts import ENGINES, LEARNERS, close
 
 ALL = [*LEARNERS, "protonet"]
 EXACT = 1e-12
@@ -214,6 +214,7 @@ class Scaled(nn.Module):
 BATCH = contracts.regression_batch()
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("make", "match"),
     [

@@ -3,9 +3,10 @@
 import math
 
 import pytest
-import reference as ref
 import torch
 from torch import Tensor
+
+import reference as ref
 
 
 def num(value: float) -> Tensor:

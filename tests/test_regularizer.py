@@ -3,16 +3,16 @@
 import copy
 import warnings
 
-import contracts
 import pytest
 import torch
-from contracts import ENGINES, LEARNERS, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+import contracts
 import trlearner as tr
+from contracts import ENGINES, LEARNERS, close
 
 EXACT = 1e-12
 

@@ -1,13 +1,13 @@
 """The similarity layer."""
 
 import pytest
-import reference
 import torch
-from contracts import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
 import trlearner as tr
+from contracts import close
 from trlearner.relation import head_relations
 
 TIGHT = 1e-9

@@ -171,7 +171,10 @@ y=[4, 5, 1]))
 
         Example:
             >>> def task(n):
-            ...     return (torch.ones(n, 1), torch.ones(n, 1)), (torch.ones(2, 1), torch.ones(2, 1))
+            ...     return (torch.ones(n, 1), torch.ones(n, 1)), (
+            ...         torch.ones(2, 1),
+            ...         torch.ones(2, 1),
+            ...     )
             >>> TaskBatch.from_tasks([task(3), task(5)]).support
             Samples(x=[2, 5, 1], y=[2, 5, 1], real=8/10)
         """

@@ -47,6 +47,7 @@ class InnerLoop:
     gradient: Callable[[Fast, bool], Gradients]
 
 
+@runtime_checkable
 class TaskLearner(Protocol):
     """What an engine needs of a learner; every method is for one task and changes nothing."""
 

@@ -31,6 +31,8 @@ class Extractor(nn.Module):
         # In a tuple, so that nn.Module does not register it.
         self._module = (nn.Identity() if module is None else module,)
         self.own: nn.Module | None = self.module
+        # The ids of modules and parameters of ours that are a learner's, also of one long gone.
+        self._theirs: set[int] = set()
         for learner in living:
             self.notice(learner)
         watching.add(self)
@@ -42,16 +44,10 @@ class Extractor(nn.Module):
 
     def notice(self, learner: Learner) -> None:
         """Lets go of what turns out to belong to a learner; never takes anything back."""
-        kept = set() if self.own is None else {id(p) for p in self.own.parameters()}
-        lost = {id(p) for p in self.module.parameters()} - kept
-        lost |= {id(p) for p in learner.parameters()}
-        # A module gone before is known by its parameters, all of which are gone.
-        modules = {id(m) for m in learner.modules()} | {
-            id(m)
-            for m in self.module.modules()
-            if (ids := {id(p) for p in m.parameters()}) and ids <= lost
-        }
-        self.own = _own(self.module, modules, lost)
+        ours = {id(part) for part in (*self.module.modules(), *self.module.parameters())}
+        theirs = {id(part) for part in (*learner.modules(), *learner.parameters())}
+        self._theirs |= ours & theirs
+        self.own = _own(self.module, self._theirs)
 
     def features(
         self, learner: Learner, state: State, x: Tensor, mask: Tensor | None = None
@@ -99,21 +95,20 @@ OWN = "regularizer.encoder.extractor.own."
 """Where a regularizer's state keeps the extractor's own parameters."""
 
 
-def _own(module: nn.Module, modules: set[int], parameters: set[int]) -> nn.Module | None:
+def _own(module: nn.Module, theirs: set[int]) -> nn.Module | None:
     """The part of `module` that belongs to no learner: all, nothing, or a tree like it."""
-    if id(module) in modules:
+    if id(module) in theirs:
         return None
-    shares = any(id(m) in modules for m in module.modules())
-    if not shares and not any(id(p) in parameters for p in module.parameters()):
+    if not any(id(part) in theirs for part in (*module.modules(), *module.parameters())):
         return module
     tree = nn.Module()
     for name, p in module.named_parameters(recurse=False):
-        if id(p) not in parameters:
+        if id(p) not in theirs:
             tree.register_parameter(name, p)
     for name, buffer in module.named_buffers(recurse=False):
         tree.register_buffer(name, buffer, name not in module._non_persistent_buffers_set)
     for name, child in module.named_children():
-        own = _own(child, modules, parameters)
+        own = _own(child, theirs)
         if own is not None:
             tree.add_module(name, own)
     return tree

@@ -8,7 +8,7 @@ for it to do and run as in ``loop``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -86,7 +86,7 @@ def _adapt_task(
     return dict(zip(start, moved if graph else [t.detach() for t in moved], strict=True))
 
 
-def _detach(gradients: list[Tensor | None]) -> list[Tensor | None]:
+def _detach(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     # track_higher_grads=False would cut the way back to the initial parameters as well.
     return [None if g is None else g.detach() for g in gradients]
 

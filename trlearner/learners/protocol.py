@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import weakref
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ watching: weakref.WeakSet[Watcher] = weakref.WeakSet()
 """Who wants to know of a new learner: encoders that were made before it."""
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Told of every new learner."""
 

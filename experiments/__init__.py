@@ -1,0 +1,1 @@
+"""The experiments: readable loops over the library, which never imports them."""

@@ -1,0 +1,1 @@
+"""Plugs TRLearner into other meta-learning libraries, one short module an ecosystem."""

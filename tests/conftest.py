@@ -1,0 +1,42 @@
+"""How the whole suite runs: one thread a worker, shape checks on, nothing left to chance."""
+
+import os
+
+import hypothesis
+import jaxtyping
+import pytest
+import torch
+
+torch.set_num_threads(1)  # two workers on two cores; more threads only fight each other
+
+# Every annotation of the library becomes a check, before anything imports it. Not pytest's own
+# `--jaxtyping-packages`: under `-n` that option never reaches the workers, without a word.
+# As for type checkers, an int passes for a float.
+if os.environ.get("TRLEARNER_TYPECHECK", "1") != "0":
+    jaxtyping.install_import_hook(
+        "trlearner", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    )
+
+# Helper modules assert, too, and should say what differed.
+pytest.register_assert_rewrite("reference", "contracts")
+
+# The same examples in every run, however slow the machine.
+hypothesis.settings.register_profile("trlearner", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("trlearner")
+
+
+def pytest_ignore_collect(collection_path):
+    """Keep helper modules from being imported a second time, as doctests."""
+    is_helper = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
+    inside = collection_path.is_relative_to(os.path.dirname(__file__))
+    return True if is_helper and inside else None
+
+
+@pytest.fixture(autouse=True)
+def _unchecked(request):
+    """Switch the shape checks off for tests marked `unchecked`."""
+    before = jaxtyping.config.jaxtyping_disable
+    if request.node.get_closest_marker("unchecked"):
+        jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

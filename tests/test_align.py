@@ -1,0 +1,152 @@
+"""The matching of two tasks' classes against `reference`, pair by pair."""
+
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+import reference
+import trlearner as tr
+from trlearner.align import ITERATIONS, TEMPERATURE, similarity
+
+TIGHT = {"rtol": 0.0, "atol": 1e-9}
+DIFFERENCES = {"rtol": 0.0, "atol": 1e-6}
+EXACT = {"rtol": 0.0, "atol": 0.0}
+
+SEEDS = st.integers(0, 2**31)
+
+
+def prototypes(seed: int, tasks: int = 3, classes: int = 4, features: int = 5) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(tasks, classes, features, generator=g, dtype=torch.float64)
+
+
+def relabelled(p: Tensor, task: int, order: list[int]) -> Tensor:
+    """One task renumbers its classes: its new class c is its old class ``order[c]``."""
+    return torch.stack([p[i][order] if i == task else p[i] for i in range(len(p))])
+
+
+@given(SEEDS)
+@settings(max_examples=20, deadline=None)
+def test_similarity_is_the_cosine(seed: int):
+    p = prototypes(seed)
+    found = similarity(p)
+    for i in range(3):
+        for j in range(3):
+            rows = [[reference.cosine(u, v) for v in p[j]] for u in p[i]]
+            assert_close(found[j, i], torch.stack([torch.stack(r) for r in rows]), **TIGHT)
+
+
+@given(SEEDS, st.sampled_from([0.05, 0.1, 1.0]), st.sampled_from([1, 3, 20]))
+@settings(max_examples=15, deadline=None)
+def test_sinkhorn_equals_the_reference(seed: int, temperature: float, iterations: int):
+    p = prototypes(seed)
+    found = tr.sinkhorn(p, temperature, iterations)
+    assert found.shape == (3, 3, 4, 4)
+    for i in range(3):
+        for j in range(3):
+            wanted = reference.sinkhorn(p[i], p[j], temperature, iterations)
+            assert_close(found[j, i], wanted, **TIGHT)
+
+
+def test_sinkhorn_defaults():
+    p = prototypes(0)
+    assert (TEMPERATURE, ITERATIONS) == (0.1, 20)
+    assert_close(tr.sinkhorn(p)[1, 0], reference.sinkhorn(p[0], p[1], 0.1, 20), **TIGHT)
+
+
+@given(SEEDS)
+@settings(max_examples=30, deadline=None)
+def test_sinkhorn_is_nearly_doubly_stochastic(seed: int):
+    found = tr.sinkhorn(prototypes(seed))
+    ones = torch.ones(3, 3, 4, dtype=torch.float64)
+    assert found.min() >= 0
+    # It ends with columns; rows are as good as so many iterations at this temperature make them.
+    assert_close(found.sum(-2), ones, **TIGHT)
+    assert_close(found.sum(-1), ones, rtol=0.0, atol=0.2)
+    assert_close(tr.sinkhorn(prototypes(seed), 1.0).sum(-1), ones, **TIGHT)
+
+
+@pytest.mark.parametrize("match", [tr.sinkhorn, tr.hungarian])
+@given(SEEDS, st.permutations(range(4)), st.integers(0, 2))
+@settings(max_examples=20, deadline=None)
+def test_renumbering_classes_permutes_rows_and_columns(match, seed: int, order, task: int):
+    p = prototypes(seed)
+    before, after = match(p), match(relabelled(p, task, order))
+    for i in range(3):
+        for j in range(3):
+            wanted = before[j, i]
+            wanted = wanted[order] if i == task else wanted  # its rows: the task's classes
+            wanted = wanted[:, order] if j == task else wanted  # its columns: the model's classes
+            assert_close(after[j, i], wanted, **TIGHT)
+
+
+@given(SEEDS, st.permutations(range(4)))
+@settings(max_examples=20, deadline=None)
+def test_a_renumbered_copy_is_matched_with_itself(seed: int, order: list[int]):
+    q, _ = torch.linalg.qr(prototypes(seed, tasks=1, classes=5)[0])
+    p = torch.stack([q[:4], q[:4][order]])
+    wanted = torch.eye(4, dtype=torch.float64)[
+        :, order
+    ]  # class order[c'] of task 0 is c' of task 1
+    assert_close(tr.hungarian(p)[1, 0], wanted, **EXACT)
+    assert_close(tr.sinkhorn(p)[1, 0], wanted, rtol=0.0, atol=1e-3)
+    # What the model of task 1 says is translated to the classes of task 0.
+    says = torch.zeros(4, dtype=torch.float64)
+    says[0] = 1.0
+    assert int((tr.hungarian(p)[1, 0] @ says).argmax()) == order[0]
+
+
+@given(SEEDS, st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+def test_hungarian_equals_the_reference(seed: int, classes: int):
+    p = prototypes(seed, classes=classes)
+    found = tr.hungarian(p)
+    for i in range(3):
+        for j in range(3):
+            assert_close(found[j, i], reference.hungarian(p[i], p[j]), **EXACT)
+
+
+def test_sinkhorn_gradients_equal_finite_differences():
+    p = prototypes(0, tasks=2, classes=3, features=2).requires_grad_()
+    scale = prototypes(1, tasks=4, classes=3, features=3).reshape(2, 2, 3, 3)
+
+    def total() -> Tensor:
+        return (tr.sinkhorn(p, temperature=0.5, iterations=5) * scale).sum()
+
+    (found,) = torch.autograd.grad(total(), p)
+    assert found.abs().min() > 1e-6
+    assert_close(found, reference.finite_difference(total, p), **DIFFERENCES)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.1])
+def test_absent_classes_and_low_temperatures_stay_finite(temperature: float):
+    p = prototypes(0)
+    p[0, 1] = p[2] = 0
+    p.requires_grad_()
+    found = tr.sinkhorn(p, temperature)
+    (gradient,) = torch.autograd.grad(
+        (found * prototypes(1, 9, 4, 4).reshape(found.shape)).sum(), p
+    )
+    assert torch.isfinite(found).all() and torch.isfinite(gradient).all()
+    assert torch.isfinite(tr.hungarian(p)).all()
+
+
+def test_hungarian_has_no_gradient():
+    assert not tr.hungarian(prototypes(0).requires_grad_()).requires_grad
+
+
+def test_hungarian_of_one_task():
+    assert_close(tr.hungarian(prototypes(0, tasks=1))[0, 0], torch.eye(4).double(), **EXACT)
+
+
+def test_hungarian_needs_scipy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(
+        ImportError, match="needs SciPy: pip install scipy. Or use align='sinkhorn'"
+    ):
+        tr.hungarian(prototypes(0))
