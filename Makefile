@@ -13,7 +13,7 @@ ARGS ?=
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(READY) ## See what the regularizer does, in about a minute
+demo: $(READY) ## See what the regularizer does
 	$(BIN)/python -m trlearner.experiments.demo $(ARGS)
 
 test: $(READY) ## Run the tests and doctests, shape checks on, two at a time

@@ -79,10 +79,10 @@ def ours(engine: str, batch: tr.TaskBatch, lam: float, **options: float) -> Step
 def contenders(batch: tr.TaskBatch) -> dict[str, Step]:
     """Every way to take a meta-step, by name."""
     found = {"plain higher loop": plain_higher(batch)}
-    for engine in ("higher", "loop", "batched"):
+    for engine in ("higher", "loop", "batched", "compiled"):
         found[f"{engine}"] = ours(engine, batch, lam=0.0)
         found[f"{engine} + TRLearner"] = ours(engine, batch, lam=0.1)
-    found["batched + TRLearner, queries=0.3"] = ours("batched", batch, lam=0.1, queries=0.3)
+        found[f"{engine} + TRLearner, queries=0.3"] = ours(engine, batch, lam=0.1, queries=0.3)
     return found
 
 

@@ -9,9 +9,8 @@ import torch
 
 torch.set_num_threads(1)  # two workers on two cores; more threads only fight each other
 
-# Every annotation of the library becomes a check, before anything imports it. Not pytest's own
-# `--jaxtyping-packages`: under `-n` that option never reaches the workers, without a word.
-# As for type checkers, an int passes for a float.
+# Every annotation of the library becomes a check, before anything imports it; as for type checkers,
+# an int passes for a float. TRLEARNER_TYPECHECK=0 leaves the library as its users have it.
 if os.environ.get("TRLEARNER_TYPECHECK", "1") != "0":
     jaxtyping.install_import_hook(
         "trlearner", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"

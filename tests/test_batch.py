@@ -315,6 +315,22 @@ def test_real_drops_padding():
     assert torch.equal(tr.Samples(x, y).real(1)[0], x[1])
 
 
+def test_replace_keeps_ids_and_ways():
+    x, y = tensors()[0], labels()
+    batch = tr.TaskBatch((x, y), (x, y), ids="abcd", ways=3)
+    fewer = batch.query.choose(torch.zeros(4, 2, dtype=torch.long))
+    other = batch.replace(batch.support, fewer)
+    assert other.support is batch.support and other.query is fewer
+    assert other.ids == tuple("abcd") and other.ways == 3 and batch.query.x is x
+
+
+def test_unchecked_samples_are_taken_as_they_are():
+    x, y, mask = masked()
+    x[0, 4] = float("nan")
+    samples = tr.Samples.unchecked(x, y, mask, 3)
+    assert samples.x is x and samples.y is y and samples.mask is mask and samples.ways == 3
+
+
 # ---- moving -------------------------------------------------------------------------------------
 
 
@@ -369,7 +385,7 @@ def test_pin_memory_pins_every_tensor(monkeypatch: pytest.MonkeyPatch):
     batch = tr.TaskBatch(samples, (x, y), ids="abcd").pin_memory()
     wanted = [samples.x, samples.y, mask, x, y]
     assert len(pinned) == len(wanted)
-    assert all(a is b for a, b in zip(pinned, wanted, strict=True))
+    assert {id(t) for t in pinned} == {id(t) for t in wanted}
     assert batch.ids == tuple("abcd")
 
 

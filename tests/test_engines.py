@@ -55,6 +55,8 @@ def test_engine_equals_reference(engine: str, name: str, first_order: bool) -> N
 @pytest.mark.parametrize("encoder", ["input", "labelled"])
 @pytest.mark.parametrize("align", ["none", "sinkhorn", "hungarian"])
 def test_classification_equals_reference(engine: str, encoder: str, align: str) -> None:
+    if align == "hungarian" and engine == "traced":
+        pytest.skip("a permutation found by an algorithm is no part of a graph; see the error test")
     model, batch = contracts.net(), contracts.class_batch()
     for name in ("protonet", "maml"):
         learner = contracts.learner(name, model, engine)

@@ -342,18 +342,22 @@ def test_batchnorm_sees_exactly_each_tasks_real_samples(masked: bool):
 
 
 def test_batchnorm_in_evaluation_mode_uses_its_statistics():
-    model = Net(nn.BatchNorm1d(4)).double()
-    learner = tr.MAML(model)
-    encoder = tr.InputEncoder(nn.Sequential(model.features, nn.BatchNorm1d(4).double()), dim=4)
-    data = batch()
-    model.eval()
-    with pytest.raises(ValueError, match=r"^extractor\.0\.1: evaluation mode needs running stat"):
-        encode(encoder, learner, data)
-    model.train()
-    model.features(data.query.x.flatten(0, 1))
-    model.eval()
-    wanted = model.features(data.support.x.flatten(0, 1)).unflatten(0, (3, 5)).mean(1)
-    assert_close(encode(tr.InputEncoder(model.features, dim=4), learner, data), wanted, **TIGHT)
+    model, new = Net().double(), nn.BatchNorm1d(4).double()
+    learner, data = tr.MAML(model, engine="loop"), batch()
+    encoder = tr.InputEncoder(nn.Sequential(model.features, new), dim=4)
+    reg = tr.TRLearner(encoder=encoder).double()
+    reg.eval()
+    assert not new.training and model.features.training
+    with pytest.raises(
+        ValueError, match=r"^extractor\.1: evaluation mode needs running statistics"
+    ):
+        reg(learner, data)
+    new.train()
+    new(draw(1, 20, 4)[0])
+    new.eval()
+    assert torch.isfinite(reg(learner, data).loss)
+    wanted = new(model.features(data.support.x.flatten(0, 1))).unflatten(0, (3, 5)).mean(1)
+    assert_close(encode(encoder, learner, data), wanted, **TIGHT)
 
 
 def test_convolutions_are_flattened():

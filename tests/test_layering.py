@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -161,7 +162,11 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    """What `import trlearner` does in a new interpreter, torch and the like already there."""
+    """What `import trlearner` does in a new interpreter, torch and the like already there.
+
+    It inherits next to no environment: what the import has set here would hide what it sets there.
+    """
+    kept = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
     result = subprocess.run(
         [sys.executable, "-I", "-c", PROBE],
         cwd=tmp_path_factory.mktemp("elsewhere"),
@@ -169,6 +174,7 @@ def fresh(tmp_path_factory):
         text=True,
         check=False,
         timeout=300,
+        env={name: os.environ[name] for name in kept if name in os.environ},
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)

@@ -84,6 +84,16 @@ def test_losses_that_are_means_decompose():
     assert check_decomposes(F.cross_entropy, p, y) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_in_half_precision_is_no_reason_to_refuse(dtype: torch.dtype):
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        p, y = torch.randn(13, 2, generator=g).to(dtype), torch.randn(13, 2, generator=g).to(dtype)
+        assert check_decomposes(F.mse_loss, p, y) is None
+        with pytest.raises(ValueError, match="must be the mean .* on 13 samples"):
+            check_decomposes(lambda a, b: F.mse_loss(a, b, reduction="sum"), p, y)
+
+
 WEIGHTS = torch.tensor([1.0, 5.0, 2.0, 0.5], dtype=torch.float64)
 
 

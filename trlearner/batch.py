@@ -95,14 +95,17 @@ class Samples:
         """The samples in page-locked memory, for faster copies to a GPU."""
         return self._of(Tensor.pin_memory)
 
+    @classmethod
+    def unchecked(cls, x: Tensor, y: Tensor, mask: Tensor | None, ways: int | None) -> Samples:
+        """Samples made from parts of checked ones, whose padding is filled; costs nothing."""
+        made = object.__new__(cls)
+        for name, value in (("x", x), ("y", y), ("mask", mask), ("ways", ways)):
+            object.__setattr__(made, name, value)
+        return made
+
     def _of(self, function: Callable[[Tensor], Tensor]) -> Samples:
-        # Padding was filled when these samples were made, and what is built from them stays filled.
-        other = object.__new__(Samples)
-        for name in ("x", "y", "mask"):
-            value = getattr(self, name)
-            object.__setattr__(other, name, None if value is None else function(value))
-        object.__setattr__(other, "ways", self.ways)
-        return other
+        mask = None if self.mask is None else function(self.mask)
+        return self.unchecked(function(self.x), function(self.y), mask, self.ways)
 
     def __repr__(self) -> str:
         mask = "" if self.mask is None else f", real={int(self.mask.sum())}/{self.mask.numel()}"
@@ -228,6 +231,10 @@ y=[4, 5, 1]))
     def pin_memory(self) -> TaskBatch:
         """The batch in page-locked memory, for faster copies to a GPU."""
         return self._with(self.support.pin_memory(), self.query.pin_memory(), self.ids)
+
+    def replace(self, support: Samples, query: Samples) -> TaskBatch:
+        """The same tasks with other samples, which are taken to be sound."""
+        return self._with(support, query, self.ids)
 
     def _with(
         self, support: Samples, query: Samples, ids: tuple[Hashable, ...] | None

@@ -34,7 +34,7 @@ class Output:
 class Draws:
     """What a meta-step draws at random or is told from outside; inputs of the pure step."""
 
-    lam: float
-    temperature: float
+    lam: float | Tensor
+    temperature: float | Tensor
     related: bool  # whether there is a relation term at all
     queries: Tensor | None  # [tasks, chosen]: the queries that it looks at; None for all

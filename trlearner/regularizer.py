@@ -20,7 +20,9 @@ from trlearner.consistency import (
     nearest,
     relation_weights,
 )
+from trlearner.encoders.extractor import Extractor
 from trlearner.encoders.protocol import Encoder, HasPrototypes
+from trlearner.engines import compiled
 from trlearner.functional import take, tensors
 from trlearner.learners.protocol import Learner
 from trlearner.output import Draws, Output
@@ -122,9 +124,14 @@ class TRLearner(nn.Module):
         related = self.lam != 0 and len(batch) > 1
         if related:
             self.encoder.prepare(learner, batch)
+            for part in self.encoder.modules():
+                if isinstance(part, Extractor):
+                    part.check()
             state |= {PREFIX + name: tensor for name, tensor in tensors(self).items()}
         chosen = self._draw_queries(batch.query) if related else None
         draws = Draws(self.lam, self.temperature, related, chosen)
+        if engine.name in ("compiled", "traced"):
+            return compiled.run(self.step, self, engine, learner, state, batch, draws)
         return self.step(engine, learner, state, batch, draws)
 
     def step(
@@ -190,7 +197,7 @@ class TRLearner(nn.Module):
         alignment = self._alignment(learner, state, batch)
         neighbours = None
         if self.top_k is not None and self.top_k < len(batch) - 1:
-            neighbours = nearest(relations.detach(), self.top_k).T
+            neighbours = nearest(relations.detach(), self.top_k).T.contiguous()
             weights = weights.gather(1, neighbours.T)
             if alignment is not None:
                 tasks = torch.arange(len(batch), device=neighbours.device)
@@ -265,6 +272,11 @@ class TRLearner(nn.Module):
         if self.lam == 0:
             return
         mixture_kind(self.mixture, batch.query.y, self.normalize)
+        if self.align == "hungarian" and learner.engine in ("compiled", "traced"):
+            raise ValueError(
+                f"align='hungarian' cannot be part of a graph, which engine={learner.engine!r} needs. "
+                "Use align='sinkhorn' or engine='batched'."
+            )
         if self.align != "none" and batch.ways is None:
             raise ValueError(
                 f"align={self.align!r} needs the number of classes: build TaskBatch(..., ways=5)."

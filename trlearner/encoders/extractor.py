@@ -49,6 +49,10 @@ class Extractor(nn.Module):
         self._theirs |= ours & theirs
         self.own = _own(self.module, self._theirs)
 
+    def check(self) -> None:
+        """Refuse BatchNorm statistics that were never updated; see `check_statistics`."""
+        functional.check_statistics(self.module, "extractor")
+
     def features(
         self, learner: Learner, state: State, x: Tensor, mask: Tensor | None = None
     ) -> Tensor:
@@ -60,7 +64,6 @@ class Extractor(nn.Module):
             x: Inputs of every task.
             mask: ``[tasks, samples]``, true where a sample is real.
         """
-        functional.check_statistics(self.module, "extractor")
         local = self._local_state(learner, state)
         if functional.couples_samples(self.module):
             found = functional.per_task(

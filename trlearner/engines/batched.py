@@ -17,8 +17,23 @@ from trlearner.seam import Engine, InnerLoop, TaskLearner
 from trlearner.types import Fast, LossFn, State
 
 
+def check_masks(learner: TaskLearner, name: str) -> None:
+    """Refuse masks where layers would see the samples under them.
+
+    Raises:
+        ValueError: With the ways out.
+    """
+    if learner.couples_samples():
+        raise ValueError(
+            f"engine={name!r} cannot drop masked samples from layers that couple samples (BatchNorm "
+            "with batch statistics). Use engine='loop' or 'auto', tasks of equal size, or GroupNorm."
+        )
+
+
 def embed(learner: TaskLearner, state: State, x: Tensor, mask: Tensor | None) -> Tensor:
     """What tasks share, in one call over all their samples: ``[tasks, samples, ...]``."""
+    if mask is not None:
+        check_masks(learner, "batched")
     if learner.couples_samples():
         return _vmap(lambda one: learner.embed(state, one))(x)
     together = learner.embed(state, rearrange(x, "tasks samples ... -> (tasks samples) ..."))

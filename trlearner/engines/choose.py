@@ -10,12 +10,23 @@ from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
 from trlearner.batch import Samples
-from trlearner.engines import batched, higher, loop
+from trlearner.engines import batched, compiled, higher, loop
 from trlearner.loss import check_decomposes
 from trlearner.seam import Engine, GradientTaskLearner, TaskLearner
 from trlearner.types import LossFn
 
-ENGINES = {engine.name: engine for engine in (higher.ENGINE, loop.ENGINE, batched.ENGINE)}
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        higher.ENGINE,
+        loop.ENGINE,
+        batched.ENGINE,
+        compiled.ENGINE,
+        compiled.TRACED,
+    )
+}
+TOGETHER = ("batched", "compiled", "traced")
+"""Engines that run all tasks at once."""
 
 
 def choose(
@@ -34,11 +45,8 @@ def choose(
         name = _decide(learner, samples, loss_fn, masked)
     if name not in ENGINES:
         raise ValueError(f"engine must be 'auto' or one of {sorted(ENGINES)}, got {name!r}.")
-    if name == "batched" and masked and learner.couples_samples():
-        raise ValueError(
-            "engine='batched' cannot drop masked samples from layers that couple samples (BatchNorm "
-            "with batch statistics). Use engine='loop' or 'auto', tasks of equal size, or GroupNorm."
-        )
+    if name in TOGETHER and masked:
+        batched.check_masks(learner, name)
     return ENGINES[name]
 
 

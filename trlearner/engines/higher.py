@@ -77,8 +77,10 @@ def _adapt_task(
         )
         for step in range(steps):
             rates = [learner.rate(state, name, step) for name in start]
+            value = task_loss(loss_fn, model(features), y)
+            loop.check_depends(value, start)
             diffopt.step(
-                task_loss(loss_fn, model(features), y),
+                value,
                 override={"lr": rates},
                 grad_callback=_detach if learner.first_order else None,
             )

@@ -90,15 +90,24 @@ def gradients(loss_at: Callable[[Fast], Tensor], fast: Fast, first_order: bool) 
             return gradients(loss_at, {n: t.detach() for n, t in fast.items()}, first_order=True)
     fast = {n: t if t.requires_grad else t.detach().requires_grad_() for n, t in fast.items()}
     value = loss_at(fast)
+    check_depends(value, fast)
+    found = torch.autograd.grad(
+        value, list(fast.values()), create_graph=not first_order, allow_unused=True
+    )
+    return dict(zip(fast, found, strict=True))
+
+
+def check_depends(value: Tensor, fast: Fast) -> None:
+    """Refuse a support loss that nothing which adapts can change.
+
+    Raises:
+        ValueError: Naming what adapts.
+    """
     if not value.requires_grad:
         raise ValueError(
             f"the support loss depends on none of the adapted parameters {sorted(fast)}. Check that "
             "the loss uses the predictions and that the model does not detach them."
         )
-    found = torch.autograd.grad(
-        value, list(fast.values()), create_graph=not first_order, allow_unused=True
-    )
-    return dict(zip(fast, found, strict=True))
 
 
 def real_samples(features: Tensor, support: Samples) -> Iterator[tuple[Tensor, Tensor]]:

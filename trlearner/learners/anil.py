@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trlearner import functional
+from trlearner.batch import Samples
 from trlearner.learners.protocol import MODEL, GradientLearner
 from trlearner.learners.rates import Rate, check_rates, rate_at
 from trlearner.types import Fast, State
@@ -59,10 +60,13 @@ class ANIL(GradientLearner):
         """The configured rate."""
         return rate_at(self.lr, name.removeprefix(f"{MODEL}{self.head}."), step)
 
+    def prepare(self, samples: Samples) -> None:
+        """Makes sure, once, that the head is the last thing the model does."""
+        if not self._checked:
+            self._check_head(samples.real(0)[0])
+
     def embed(self, state: State, x: Tensor) -> Tensor:
         """The body: what the model hands to its head."""
-        if not self._checked:
-            self._check_head(state, x)
         handle = self.model.get_submodule(self.head).register_forward_pre_hook(_stop)
         try:
             functional.pure_call(self.model, self.model_state(state), x)
@@ -84,14 +88,14 @@ class ANIL(GradientLearner):
         }
         return functional.pure_call(self.model.get_submodule(self.head), own, features)
 
-    def _check_head(self, state: State, x: Tensor) -> None:
+    def _check_head(self, x: Tensor) -> None:
         seen: list[Any] = []
         handle = self.model.get_submodule(self.head).register_forward_hook(
             lambda module, inputs, output: seen.append((len(inputs), output))
         )
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=_devices(x)):
-                output = functional.pure_call(self.model, self.model_state(state), x)
+                output = functional.pure_call(self.model, self.model_state(self.state()), x)
         finally:
             handle.remove()
         if len(seen) != 1 or seen[0][0] != 1 or seen[0][1] is not output:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trlearner import functional
 from trlearner.batch import Samples
-from trlearner.engines.choose import check_loss, choose
+from trlearner.engines.choose import ENGINES, TOGETHER, check_loss, choose
 from trlearner.learners.adapted import Adapted
 from trlearner.seam import Engine, InnerLoop
 from trlearner.types import Fast, LossFn, State
@@ -42,7 +42,7 @@ class Learner(nn.Module, abc.ABC):
     Args:
         model: The user's model; never wrapped, patched or renamed.
         steps: Inner steps; ``0`` for learners that take none.
-        engine: ``"auto"``, ``"higher"``, ``"loop"`` or ``"batched"``.
+        engine: ``"auto"``, ``"higher"``, ``"loop"``, ``"batched"`` or ``"compiled"``.
     """
 
     def __init__(self, model: nn.Module, *, steps: int = 0, engine: str = "auto") -> None:
@@ -76,6 +76,10 @@ class Learner(nn.Module, abc.ABC):
     def embed(self, state: State, x: Tensor) -> Tensor:
         """What all tasks compute alike: nothing, unless a learner says otherwise."""
         return x
+
+    def prepare(self, samples: Samples) -> None:
+        """Called before these samples are run, outside of any graph: a learner may look at them."""
+        return
 
     def model_state(self, state: State) -> State:
         """The model's own parameters and buffers, by its own names."""
@@ -117,6 +121,9 @@ class Learner(nn.Module, abc.ABC):
         """
         samples = support if isinstance(support, Samples) else Samples(*support)
         engine = self.check(samples, loss_fn)
+        if engine.name in TOGETHER:
+            # What is compiled is a whole meta-step; a graph for predictions is left to autograd.
+            engine = ENGINES["batched"]
         state = self.state()
         features = engine.embed(self, state, samples.x, samples.mask)
         steps = self.steps if steps is None else steps
@@ -131,9 +138,10 @@ class Learner(nn.Module, abc.ABC):
             ValueError: Naming what does not fit, and what to do.
         """
         functional.check_statistics(self.model)
+        self.prepare(samples)
         masked = any(s.mask is not None for s in (samples, *others))
         engine = choose(self, self.engine, samples, loss_fn, masked)
-        if masked and engine.name == "batched":
+        if masked and engine.name in TOGETHER:
             check_loss(self, samples, loss_fn)
         return engine
 

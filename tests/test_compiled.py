@@ -1,0 +1,270 @@
+"""The traced graph's life: when it is made anew, what it refuses; and Inductor itself on a few cells.
+
+That the traced graph computes what the formulas say is tested with the other engines, in
+test_engines.py, test_learners.py and test_regularizer.py.
+"""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+import contracts
+import trlearner as tr
+from contracts import close
+from trlearner.engines import compiled
+
+ROUNDING = 1e-5
+
+
+def regularizer(**options: object) -> tr.TRLearner:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        encoder = tr.LabelledEncoder(None, dim=4, features=2, targets=3, hidden=5)
+        return tr.TRLearner(encoder=encoder, **{"heads": 3, "lam": 0.7, **options}).double()
+
+
+def traced(name: str = "maml", **options: object) -> tr.Learner:
+    return contracts.learner(name, contracts.net(), "traced", **options)
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by one whenever a graph is traced."""
+    seen: list[str] = []
+    build = compiled._build
+
+    def counting(*arguments):  # type: ignore[no-untyped-def]
+        seen.append("built")
+        return build(*arguments)
+
+    monkeypatch.setattr(compiled, "_build", counting)
+    return seen
+
+
+def test_one_graph_serves_all_steps_and_every_lambda(builds: list[str]) -> None:
+    learner, reg = traced(), regularizer(normalize="softmax")
+    twin = contracts.learner("maml", contracts.net(), "batched")
+    for step in range(5):
+        reg.lam, reg.temperature = 0.1 * (step + 1), 0.2 + 0.1 * step
+        batch = contracts.regression_batch(seed=step)
+        out, expected = reg(learner, batch), reg(twin, batch)
+        assert out.engine == "traced"
+        close(out.loss, expected.loss, 1e-12)
+        close(out.relation_loss, expected.relation_loss, 1e-12)
+    assert len(builds) == 1
+
+
+def test_the_usual_training_loop_works_unchanged(builds: list[str]) -> None:
+    """Accumulation, clipping, a schedule and any optimizer give what engine batched gives."""
+    results = []
+    for engine in ("traced", "batched"):
+        learner, reg = contracts.learner("maml", contracts.net(), engine), regularizer()
+        parameters = [*learner.parameters(), *reg.parameters()]
+        optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        for step in range(10):
+            optimizer.zero_grad()
+            for part in range(2):
+                out = reg(learner, contracts.regression_batch(seed=2 * step + part))
+                (out.loss / 2).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+        results.append(torch.cat([p.detach().flatten() for p in parameters]))
+    close(results[0], results[1], 1e-9)
+    assert len(builds) == 1
+
+
+def test_without_gradients_a_forward_only_graph_runs() -> None:
+    learner, reg, batch = traced(), regularizer(), contracts.regression_batch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = reg(learner, batch)
+        with torch.no_grad():
+            out = reg(learner, batch)
+    assert not out.loss.requires_grad
+    close(out.loss, expected.loss.detach(), 1e-12)
+
+
+def test_another_shape_is_traced_anew_with_a_word_on_what_changed(builds: list[str]) -> None:
+    learner, reg = traced(), regularizer()
+    reg(learner, contracts.regression_batch())
+    with pytest.warns(UserWarning, match=r"changed: support\.x, support\.y\. At most 8 graphs"):
+        reg(learner, contracts.regression_batch(support=4))
+    reg(learner, contracts.regression_batch())
+    reg(learner, contracts.regression_batch(support=4))
+    assert len(builds) == 2
+
+
+def test_changed_settings_are_traced_anew(builds: list[str]) -> None:
+    learner, reg, batch = traced(), regularizer(), contracts.regression_batch()
+    before = reg(learner, batch).task_loss
+    learner.lr = 0.01
+    with pytest.warns(UserWarning, match="changed: settings of the learner"):
+        after = reg(learner, batch).task_loss
+    assert before != after
+    reg.normalize = "softmax"
+    with pytest.warns(UserWarning, match="changed: settings of the regularizer"):
+        reg(learner, batch)
+    assert len(builds) == 3
+
+
+def test_the_number_of_graphs_is_bounded() -> None:
+    learner, reg = traced(steps=1), regularizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for tasks in range(3, 3 + compiled.LIMIT + 1):
+            reg(learner, contracts.regression_batch(tasks=tasks))
+    assert len(compiled._graphs[learner][reg]) == compiled.LIMIT
+
+
+def test_graphs_go_with_their_learner() -> None:
+    learner, reg = traced(steps=1), regularizer()
+    reg(learner, contracts.regression_batch())
+    before = len(compiled._graphs)
+    del learner
+    assert len(compiled._graphs) == before - 1
+
+
+def test_parameters_changed_before_backward_raise() -> None:
+    learner, reg = traced(), regularizer()
+    out = reg(learner, contracts.regression_batch())
+    with torch.no_grad():
+        learner.model.body.weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.loss.backward()
+
+
+def test_backward_twice_and_double_backward_raise() -> None:
+    learner, reg = traced(), regularizer()
+    out = reg(learner, contracts.regression_batch())
+    out.loss.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        out.loss.backward()
+    out = reg(learner, contracts.regression_batch())
+    with pytest.raises(RuntimeError, match="create_graph=True needs engine='batched'"):
+        torch.autograd.grad(out.loss, learner.model.body.weight, create_graph=True)
+
+
+class Branching(nn.Module):
+    """Looks at values, which no graph can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) if x.sum() > 0 else -self.layer(x)
+
+
+def test_a_model_that_branches_on_values_is_refused() -> None:
+    learner = tr.MAML(Branching(), engine="traced")
+    with pytest.raises(RuntimeError, match="could not trace .*\n.*must not branch on the values"):
+        regularizer()(learner, contracts.regression_batch())
+
+
+def test_a_parameter_outside_of_the_learner_is_never_frozen_into_the_graph() -> None:
+    scale = nn.Parameter(torch.ones(3).double())
+    reg = regularizer(loss_fn=lambda p, y: mse_loss(p * scale, y))
+    with pytest.raises(RuntimeError, match="every tensor that it or the loss uses must be"):
+        reg(traced(), contracts.regression_batch())
+
+
+def test_hungarian_alignment_is_refused() -> None:
+    reg = regularizer(align="hungarian", loss_fn=cross_entropy)
+    with pytest.raises(ValueError, match="align='hungarian' cannot be part of a graph"):
+        reg(traced(), contracts.class_batch())
+
+
+def test_dropout_draws_what_engine_batched_draws() -> None:
+    results = []
+    for engine in ("traced", "batched"):
+        model = contracts.net()
+        model.body = nn.Sequential(model.body, nn.Dropout(0.5))
+        learner, reg = contracts.learner("maml", model, engine), regularizer()
+        reg(learner, contracts.regression_batch())
+        torch.manual_seed(0)
+        results.append([reg(learner, contracts.regression_batch()).loss for _ in range(3)])
+    assert len(set(results[0])) == 3
+    for found, expected in zip(*results, strict=True):
+        close(found, expected, 1e-7)
+
+
+def test_batch_statistics_are_traced_and_buffers_left_alone() -> None:
+    results = []
+    for engine in ("traced", "batched"):
+        model = contracts.net()
+        model.body = nn.Sequential(model.body, nn.BatchNorm1d(5)).double()
+        learner, reg = contracts.learner("maml", model, engine), regularizer()
+        before = {n: b.clone() for n, b in model.named_buffers()}
+        out = reg(learner, contracts.regression_batch())
+        assert all(torch.equal(before[n], b) for n, b in model.named_buffers())
+        results.append((out.loss, contracts.gradients(out.loss, learner, reg)))
+    close(results[0][0], results[1][0], 1e-9)
+    for key, expected in results[1][1].items():
+        close(results[0][1][key], expected, 1e-9)
+
+
+SLOW = [pytest.param(cell, marks=pytest.mark.slow) for cell in ("metasgd-masked", "maml-sinkhorn")]
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("cell", ["maml", *SLOW])
+def test_inductor_equals_batched_within_rounding(cell: str, capfd) -> None:  # type: ignore[no-untyped-def]
+    name, *kind = cell.split("-")
+    results = []
+    for engine in ("compiled", "batched"):
+        learner = contracts.learner(name, contracts.net(), engine, steps=1).float()
+        batch, options = contracts.regression_batch(), {}
+        if kind == ["sinkhorn"]:
+            batch, options = (
+                contracts.class_batch(),
+                {"loss_fn": cross_entropy, "align": "sinkhorn"},
+            )
+        if kind == ["masked"]:
+            tasks = contracts.tasks_of(batch)
+            cut = [((x[: 5 - i], y[: 5 - i]), q) for i, ((x, y), q) in enumerate(tasks)]
+            batch = tr.TaskBatch.from_tasks(cut)
+        reg = regularizer(**options).float()
+        out = reg(learner, batch.to(torch.float32))
+        assert out.engine == engine
+        results.append((out, contracts.gradients(out.loss, learner, reg)))
+    (found, gradients), (expected, wanted) = results
+    for part in ("loss", "task_loss", "relation_loss", "relations", "weights", "predictions"):
+        close(getattr(found, part).detach(), getattr(expected, part).detach(), ROUNDING)
+    for key in wanted:
+        close(gradients[key], wanted[key], ROUNDING)
+    assert "trlearner: compiling one meta-step" in capfd.readouterr().err
+
+
+@pytest.mark.unchecked
+def test_no_compiler_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*arguments):  # type: ignore[no-untyped-def]
+        raise FileNotFoundError("no working C++ compiler found")
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", missing)
+    learner = contracts.learner("maml", contracts.net(), "compiled", steps=1)
+    with pytest.raises(RuntimeError, match="no working C.*\n.*Use engine='batched'"):
+        regularizer()(learner, contracts.regression_batch())
+
+
+@pytest.mark.slow
+@pytest.mark.unchecked
+def test_a_hundred_compiled_steps_follow_batched() -> None:
+    losses = {}
+    for engine in ("compiled", "batched"):
+        torch.manual_seed(0)
+        learner = tr.MAML(contracts.net().float(), lr=0.05, steps=3, engine=engine)
+        reg = regularizer().float()
+        optimizer = torch.optim.Adam([*learner.parameters(), *reg.parameters()], lr=1e-3)
+        losses[engine] = []
+        for step in range(100):
+            optimizer.zero_grad()
+            out = reg(learner, contracts.regression_batch(seed=step).to(torch.float32))
+            out.loss.backward()
+            optimizer.step()
+            losses[engine].append(out.loss.detach())
+    close(torch.stack(losses["compiled"]), torch.stack(losses["batched"]), 1e-4)
