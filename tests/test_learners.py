@@ -214,6 +214,13 @@ class Scaled(nn.Module):
 BATCH = contracts.regression_batch()
 
 
+def tied(part: str) -> nn.Sequential:
+    """Two layers that share their weight or their bias."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    setattr(model[1], part, getattr(model[0], part))
+    return model
+
+
 @pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("make", "match"),
@@ -227,6 +234,11 @@ BATCH = contracts.regression_batch()
         (lambda: tr.MetaSGD(contracts.net(), per="number"), "per must be 'element' or 'layer'"),
         (lambda: tr.ANIL(contracts.net(), head="top"), "head must name a part .*'body', 'head'"),
         (lambda: tr.ANIL(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "1"), "no trainable parameter"),
+        (lambda: tr.ANIL(tied("weight"), "1"), r"the head's \['weight'\] are shared with the body"),
+        (
+            lambda: tr.TNet(tied("bias")),
+            "TNet cannot transform '1', whose bias another layer shares",
+        ),
         (lambda: tr.TNet(nn.Sequential(nn.ReLU())), "found no nn.Linear"),
         (
             lambda: tr.MAML(contracts.net(), engine="fast").adapt(BATCH.support, mse_loss),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -57,14 +58,16 @@ def check_loss(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> None:
         ValueError: As `trlearner.loss.check_decomposes`.
     """
     checked = _decomposing.setdefault(learner, weakref.WeakSet())
-    if loss_fn in checked:
+    known = isinstance(loss_fn, Hashable)
+    if known and loss_fn in checked:
         return
     # Together, for the loss of one sample (or of one class) would show nothing.
     pairs = [samples.real(task) for task in range(len(samples))]
     x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
     one = Samples(x[None], y[None], ways=samples.ways)
     check_decomposes(loss_fn, _trial(learner, one, loss_fn, loop.ENGINE, steps=0)[0], y)
-    checked.add(loss_fn)
+    if known:
+        checked.add(loss_fn)
 
 
 def _decide(learner: TaskLearner, samples: Samples, loss_fn: LossFn, masked: bool) -> str:

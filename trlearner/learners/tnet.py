@@ -60,6 +60,12 @@ class TNet(GradientLearner):
             if not _transformable(layer) or id(layer.weight) in seen:
                 continue
             seen.add(id(layer.weight))
+            if layer.bias is not None and id(layer.bias) in seen:
+                raise ValueError(
+                    f"TNet cannot transform {path!r}, whose bias another layer shares while its weight is "
+                    "its own: the bias would be transformed twice. Give the layer a bias of its own."
+                )
+            seen.add(id(layer.bias))
             key = path.replace(".", "/") or "model"
             self.transforms[key] = nn.Parameter(_identity(layer))
             self._layers[key] = [own[id(p)] for p in (layer.weight, layer.bias) if p is not None]

@@ -1,0 +1,171 @@
+import json
+import math
+import statistics
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trlearner.experiments import comparison, demo, report
+from trlearner.experiments.interval import Interval, interval, paired
+
+QUICK = ["--quick", "--tasks", "4"]
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One quick run's folder."""
+    out = tmp_path_factory.mktemp("demo")
+    assert demo.main([*QUICK, "--out", str(out)]) == 0
+    return out
+
+
+def test_both_arms_have_finite_numbers(finished):
+    found = results(finished)
+    assert found["seeds"] == [0, 1]
+    assert not found["interrupted"]
+    assert found["settings"]["tasks"] == 4
+    assert found["versions"]["torch"] == torch.__version__
+    assert set(found["arms"]) == {"MAML", "MAML + TRLearner"}
+    for arm in found["arms"].values():
+        assert len(arm["test_mse"]) == 2
+        assert all(math.isfinite(value) and value > 0 for value in arm["test_mse"])
+        assert math.isfinite(arm["half_width"])
+        assert arm["milliseconds"] > 0
+
+
+def test_the_difference_is_paired_by_seed(finished):
+    found = results(finished)
+    plain, related = (found["arms"][name] for name in ("MAML", "MAML + TRLearner"))
+    difference = found["difference"]
+    assert difference["mean"] == pytest.approx(related["mean"] - plain["mean"], abs=1e-9)
+    by_seed = [b - a for a, b in zip(plain["test_mse"], related["test_mse"], strict=True)]
+    assert difference["test_mse"] == by_seed
+    assert any(value != 0 for value in by_seed), "the term changed nothing"
+
+
+def test_two_runs_give_the_same_numbers(finished, tmp_path):
+    demo.main([*QUICK, "--out", str(tmp_path)])
+    first, second = results(finished), results(tmp_path)
+    for name, arm in first["arms"].items():
+        assert second["arms"][name]["test_mse"] == arm["test_mse"]
+
+
+def test_pictures_are_written(finished):
+    for name in ("functions.png", "relations.png"):
+        content = (finished / name).read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) > 10_000
+
+
+def test_tensorboard_holds_the_curves(finished):
+    tags = {}
+    for folder in (finished / "tensorboard").iterdir():
+        events = EventAccumulator(str(folder)).Reload()
+        tags[folder.name] = set(events.Tags()["scalars"]) | set(events.Tags()["images"])
+    assert tags == {
+        "seed0-maml": {"loss/task", "test/mse"},
+        "seed1-maml": {"loss/task", "test/mse"},
+        "seed0-trlearner": {"loss/task", "loss/relation", "test/mse"},
+        "seed1-trlearner": {"loss/task", "loss/relation", "test/mse", "relations/test"},
+    }
+
+
+def test_the_last_point_of_the_curve_is_the_result(finished):
+    events = EventAccumulator(str(finished / "tensorboard" / "seed0-maml")).Reload()
+    last = events.Scalars("test/mse")[-1]
+    assert last.step == 20
+    result = results(finished)["arms"]["MAML"]["test_mse"][0]
+    assert last.value == pytest.approx(result, rel=1e-6)  # TensorBoard keeps float32
+
+
+def test_a_rerun_replaces_the_events(tmp_path):
+    for _ in range(2):
+        demo.main([*QUICK, "--steps", "1", "--seeds", "1", "--out", str(tmp_path)])
+    assert len(list(tmp_path.glob("tensorboard/seed0-maml/*tfevents*"))) == 1
+
+
+def test_interrupted_it_reports_the_finished_seed(monkeypatch, tmp_path, capsys):
+    train, threads = comparison.train, torch.get_num_threads()
+
+    def until_the_second(settings, seed, watch):
+        if seed == 1:
+            raise KeyboardInterrupt
+        return train(settings, seed, watch)
+
+    monkeypatch.setattr(comparison, "train", until_the_second)
+    assert demo.main([*QUICK, "--out", str(tmp_path)]) == 130
+    found, printed = results(tmp_path), capsys.readouterr().out
+    assert found["interrupted"]
+    assert found["seeds"] == [0]
+    assert found["difference"]["half_width"] is None
+    assert "Interrupted: 1 of 2 seeds" in printed
+    assert "One seed says nothing" in printed
+    assert f"tensorboard --logdir {tmp_path / 'tensorboard'}" in printed
+    assert (tmp_path / "functions.png").exists()
+    assert torch.get_num_threads() == threads
+
+
+def test_interrupted_at_once_it_ends_without_a_table(monkeypatch, tmp_path, capsys):
+    def at_once(settings, seed, watch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparison, "train", at_once)
+    assert demo.main([*QUICK, "--out", str(tmp_path)]) == 130
+    assert "Interrupted: 0 of 2 seeds" in capsys.readouterr().out
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_logs_show_plain_lines(tmp_path, capsys):
+    demo.main([*QUICK, "--steps", "4", "--out", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("seed 1/2  step 1/4  ")
+    assert "ms a step" in lines[0] and lines[0].endswith(" left")
+    assert all(line.isprintable() for line in lines)
+
+
+def test_arms_start_alike():
+    plain, related = (
+        comparison.make_arm("", comparison.Settings(), 3, lam).learner.state_dict()
+        for lam in (0.0, 0.1)
+    )
+    for name, value in plain.items():
+        assert torch.equal(value, related[name])
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ((-0.5, 0.4), "lowers the test MSE"),
+        ((0.5, 0.4), "does not help here"),
+        ((-0.5, 0.6), "not distinguishable from zero"),
+        ((0.5, 0.6), "not distinguishable from zero"),
+        ((0.5, None), "One seed says nothing"),
+        ((math.nan, math.nan), "diverged"),
+    ],
+)
+def test_the_verdict_follows_the_interval(values, says):
+    assert says in report.verdict(Interval(*values))
+
+
+def test_intervals_match_the_tables_of_student():
+    values = [1.0, 2.0, 4.0, 7.0, 11.0]
+    found = interval(values)
+    assert found.mean == 5.0
+    expected = 2.776445 * statistics.stdev(values) / math.sqrt(5)  # t at 97.5 %, 4 degrees
+    assert found.half_width == pytest.approx(expected, rel=1e-6)
+    assert paired(values, [v + 1 for v in values]) == Interval(1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--lam", "0"], ["--lam", "nan"], ["--tasks", "2"], ["--tasks", "481"], ["--steps", "0"]],
+)
+def test_senseless_options_are_refused(wrong, capsys):
+    with pytest.raises(SystemExit):
+        demo.parse(wrong)
+    assert "error: --" in capsys.readouterr().err
