@@ -60,7 +60,7 @@ def growth(engine: str, steps: int, warm: int, keep: bool = False) -> tuple[int,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["higher", "loop", "batched"])
+@pytest.mark.parametrize("engine", ["higher", "loop", "batched", "compiled"])
 def test_memory_does_not_grow(engine: str):
     grown, first, last = growth(engine, STEPS, WARM)
     assert grown < ALLOWED, f"{grown / 2**20:.1f} MiB in {STEPS - WARM} steps"

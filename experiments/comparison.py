@@ -1,0 +1,115 @@
+"""One learner with and without TRLearner, trained side by side on the same batches."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.functional import mse_loss
+from trlearner.experiments.regression import Sinusoids, network
+
+import trlearner as tr
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a run is made of; the defaults are the demo's.
+
+    `inner_lr` and `inner_steps` were chosen for MAML alone; the demo's docstring has the numbers.
+    """
+
+    seeds: int = 5
+    steps: int = 1750
+    lam: float = 0.1
+    tasks: int = 16
+    pool: int = 480
+    shots: int = 5
+    queries: int = 10
+    inner_lr: float = 0.01
+    inner_steps: int = 2
+    outer_lr: float = 1e-3
+    clip: float = 1.0
+    dim: int = 32
+    test_tasks: int = 500
+    test_queries: int = 100
+
+
+@dataclass(eq=False)
+class Arm:
+    """One side of the comparison.
+
+    Attributes:
+        name: For tables and legends.
+        learner: Starts the same in both arms.
+        regularizer: With ``lam=0`` it is the learner alone, to the last bit.
+        optimizer: Trains both.
+        seconds: What each meta-step took.
+    """
+
+    name: str
+    learner: tr.MAML
+    regularizer: tr.TRLearner
+    optimizer: torch.optim.Optimizer
+    seconds: list[float] = field(default_factory=list)
+
+    def milliseconds(self) -> float:
+        """The median time of a meta-step."""
+        return 1000 * statistics.median(self.seconds)
+
+
+Watch = Callable[[int, Sequence[Arm], Sequence[tr.Output]], None]
+"""Called after every meta-step with its number from 1, the arms, and what each found."""
+
+
+def train(settings: Settings, seed: int, watch: Watch) -> tuple[Arm, Arm]:
+    """MAML, and MAML with TRLearner: same initialisation, same batches, one step each in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    pool = Sinusoids.draw(settings.pool, generator)
+    arms = (
+        make_arm("MAML", settings, seed, lam=0.0),
+        make_arm("MAML + TRLearner", settings, seed, lam=settings.lam),
+    )
+    for step in range(1, settings.steps + 1):
+        tasks = pool.sample(settings.tasks, generator)
+        batch = tasks.batch(settings.shots, settings.queries, generator)
+        watch(step, arms, [meta_step(arm, batch, settings.clip) for arm in arms])
+    return arms
+
+
+def make_arm(name: str, settings: Settings, seed: int, lam: float) -> Arm:
+    """A learner, its regularizer and an optimizer for both."""
+    learner = tr.MAML(
+        network(seed), lr=settings.inner_lr, steps=settings.inner_steps, engine="batched"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = tr.LabelledEncoder(None, dim=settings.dim, features=1, targets=1)
+    regularizer = tr.TRLearner(
+        encoder, lam=lam, loss_fn=mse_loss, generator=torch.Generator().manual_seed(seed)
+    )
+    parameters = [*learner.parameters(), *regularizer.parameters()]
+    return Arm(name, learner, regularizer, torch.optim.Adam(parameters, lr=settings.outer_lr))
+
+
+def meta_step(arm: Arm, batch: tr.TaskBatch, clip: float) -> tr.Output:
+    """One outer step of an arm, timed."""
+    start = time.perf_counter()
+    arm.optimizer.zero_grad()
+    out: tr.Output = arm.regularizer(arm.learner, batch)
+    out.loss.backward()
+    # Apart, so that the relations' own gradients do not shrink the learner's.
+    torch.nn.utils.clip_grad_norm_(arm.learner.parameters(), clip)
+    torch.nn.utils.clip_grad_norm_(arm.regularizer.parameters(), clip)
+    arm.optimizer.step()
+    arm.seconds.append(time.perf_counter() - start)
+    return out
+
+
+@torch.no_grad()
+def error_on(learner: tr.MAML, test: tr.TaskBatch) -> float:
+    """Mean squared error over all queries of all test tasks, after adaptation."""
+    adapted = learner.adapt(test.support, mse_loss)
+    return float(mse_loss(adapted(test.query.x), test.query.y))

@@ -1,0 +1,55 @@
+"""What a comparison writes for TensorBoard."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+
+class Log:
+    """One TensorBoard run per seed and arm, so that their curves lie over each other.
+
+    Args:
+        folder: Where the runs go. Events of an earlier log in the same place are removed:
+            TensorBoard would draw both as one zigzag.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.writers: dict[str, Any] = {}
+        for old in folder.glob("*/events.out.tfevents.*"):
+            old.unlink()
+
+    def scalars(self, run: str, step: int, values: Mapping[str, float]) -> None:
+        """Numbers by tag, e.g. ``{"loss/task": 1.5}``."""
+        for tag, value in values.items():
+            self._writer(run).add_scalar(tag, value, step)
+
+    def image(self, run: str, tag: str, pixels: np.ndarray, step: int) -> None:
+        """A picture ``[height, width, 3]`` of bytes."""
+        self._writer(run).add_image(tag, pixels, step, dataformats="HWC")
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for writer in self.writers.values():
+            writer.close()
+
+    def _writer(self, run: str) -> Any:
+        if run not in self.writers:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what TensorBoard itself imports
+                from torch.utils.tensorboard import SummaryWriter
+            self.writers[run] = SummaryWriter(str(self.folder / run))
+        return self.writers[run]
