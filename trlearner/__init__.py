@@ -1,7 +1,7 @@
 """TRLearner: a plug-in regularizer that lets the tasks of a meta-batch help each other."""
 
 from trlearner.align import hungarian, sinkhorn
-from trlearner.batch import Samples, TaskBatch
+from trlearner.batch import TaskBatch
 from trlearner.consistency import relation_consistency, relation_weights
 from trlearner.encoders.input import InputEncoder
 from trlearner.encoders.labelled import LabelledEncoder
@@ -16,6 +16,7 @@ from trlearner.learners.tnet import TNet
 from trlearner.output import Output
 from trlearner.regularizer import TRLearner
 from trlearner.relation import TaskRelation, relation_matrix
+from trlearner.samples import Samples
 from trlearner.seam import InnerLoop
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trlearner.batch import Samples
+from trlearner.samples import Samples
 
 
 def class_means(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trlearner import align
-from trlearner.batch import Samples, TaskBatch
+from trlearner.batch import TaskBatch
 from trlearner.chunks import cross_in_chunks
 from trlearner.consistency import (
     Mixture,
@@ -27,6 +27,7 @@ from trlearner.functional import take, tensors
 from trlearner.learners.protocol import Learner
 from trlearner.output import Draws, Output
 from trlearner.relation import TaskRelation, relation_matrix
+from trlearner.samples import Samples
 from trlearner.seam import Engine
 from trlearner.types import Fast, LossFn, State
 

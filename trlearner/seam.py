@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from trlearner.batch import Samples
+from trlearner.samples import Samples
 from trlearner.types import Fast, LossFn, State
 
 Gradients = dict[str, Tensor | None]

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 from torch.nn.parameter import UninitializedParameter
 
-from trlearner.batch import Samples, TaskBatch
+from trlearner.batch import TaskBatch
 from trlearner.encoders.extractor import Extractor
 from trlearner.encoders.protocol import PREFIX, Encoder, check_width
 from trlearner.functional import tensors
 from trlearner.learners.protocol import Learner
 from trlearner.prototype import batch_prototypes
+from trlearner.samples import Samples
 from trlearner.types import Fast, State
 
 

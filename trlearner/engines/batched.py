@@ -10,9 +10,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from trlearner.batch import Samples
 from trlearner.engines.loop import gradients
 from trlearner.loss import task_loss
+from trlearner.samples import Samples
 from trlearner.seam import Engine, InnerLoop, TaskLearner
 from trlearner.types import Fast, LossFn, State
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from trlearner.batch import Samples
 from trlearner.engines import batched, compiled, higher, loop
 from trlearner.loss import check_decomposes
+from trlearner.samples import Samples
 from trlearner.seam import Engine, GradientTaskLearner, TaskLearner
 from trlearner.types import LossFn
 

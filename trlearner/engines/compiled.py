@@ -20,9 +20,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trlearner.batch import Samples, TaskBatch
+from trlearner.batch import TaskBatch
 from trlearner.engines import batched
 from trlearner.output import Draws, Output
+from trlearner.samples import Samples
 from trlearner.seam import Engine
 from trlearner.types import State
 

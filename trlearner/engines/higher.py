@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trlearner.batch import Samples
 from trlearner.engines import loop
 from trlearner.loss import task_loss
+from trlearner.samples import Samples
 from trlearner.seam import GradientTaskLearner, TaskLearner
 from trlearner.types import Fast, LossFn, State
 

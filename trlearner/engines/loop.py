@@ -8,9 +8,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from trlearner.batch import Samples
 from trlearner.functional import per_task
 from trlearner.loss import task_loss
+from trlearner.samples import Samples
 from trlearner.seam import Engine, Gradients, InnerLoop, TaskLearner
 from trlearner.types import Fast, LossFn, State
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from trlearner import functional
-from trlearner.batch import Samples
 from trlearner.learners.protocol import MODEL, GradientLearner
 from trlearner.learners.rates import Rate, check_rates, rate_at
+from trlearner.samples import Samples
 from trlearner.types import Fast, State
 
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from trlearner import functional
-from trlearner.batch import Samples
 from trlearner.engines.choose import ENGINES, TOGETHER, check_loss, choose
 from trlearner.learners.adapted import Adapted
+from trlearner.samples import Samples
 from trlearner.seam import Engine, InnerLoop
 from trlearner.types import Fast, LossFn, State
 
