@@ -57,7 +57,8 @@ class TRLearner(nn.Module):
         chunk_size: At most so many models' cross predictions keep their activations at once; the
             others are computed again in the backward pass.
         preset: ``"paper"`` takes the formulas literally: the plain quotient, values, no alignment.
-        generator: Draws the queries; by default one seeded like torch, apart from the global stream.
+        generator: Draws the queries, and its seed the heads' noise; by default one seeded like torch,
+            apart from the global stream.
 
     Example:
         >>> import trlearner as tr
@@ -98,7 +99,10 @@ class TRLearner(nn.Module):
                 f"got {type(encoder).__name__}."
             )
         self.encoder = encoder
-        self.relation = TaskRelation(encoder.dim, heads)
+        self.generator = generator or torch.Generator().manual_seed(torch.initial_seed())
+        # Of its own again, so that what the heads draw does not shift what the queries draw.
+        noise = torch.Generator().manual_seed(self.generator.initial_seed())
+        self.relation = TaskRelation(encoder.dim, heads, generator=noise)
         self.lam = lam
         self.loss_fn = loss_fn
         self.normalize: Normalize = normalize
@@ -108,7 +112,6 @@ class TRLearner(nn.Module):
         self.top_k = top_k
         self.queries = queries
         self.chunk_size = chunk_size
-        self.generator = generator or torch.Generator().manual_seed(torch.initial_seed())
         self._warned: set[str] = set()
         self._check_options()
 
@@ -145,7 +148,7 @@ class TRLearner(nn.Module):
             learner: Whose functions are run; its parameters are read from `state` only.
             state: The learner's parameters and buffers by name, this module's under `PREFIX`.
             batch: The tasks.
-            draws: λ and the random choices; no choice skips the relation term.
+            draws: λ, the temperature and the random choices.
         """
         support, query = batch.support, batch.query
         features = engine.embed(learner, state, support.x, support.mask)

@@ -61,7 +61,7 @@ class Samples:
         if self.x.device.type == "cpu":
             _check_values(self.x, self.y, self.ways)
 
-    def __iter__(self) -> Iterator[Tensor | None]:
+    def __iter__(self) -> Iterator[Any]:
         return iter((self.x, self.y, self.mask))
 
     def __len__(self) -> int:
