@@ -170,8 +170,11 @@ def test_the_engine_that_was_asked_for_runs_and_is_named(name: str):
 
 
 def test_an_unknown_engine_is_refused():
-    learner = tr.MAML(nn.Linear(2, 1).double(), engine="warp")
     message = r"engine must be 'auto' or one of \['batched', .*'higher', 'loop'.*\], got 'warp'"
+    with pytest.raises(ValueError, match=message):
+        tr.MAML(nn.Linear(2, 1).double(), engine="warp")
+    learner = tr.MAML(nn.Linear(2, 1).double())
+    learner.engine = "warp"
     with pytest.raises(ValueError, match=message):
         learner.adapt(regression().support, F.mse_loss)
 
@@ -280,3 +283,21 @@ def test_what_is_remembered_of_a_learner_dies_with_it():
     del learner
     gc.collect()
     assert alive() is None
+
+
+def test_the_trial_is_repeated_for_another_mode():
+    class Picky(nn.Module):
+        """Runs under vmap in training mode only."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 1).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) if self.training or x.sum() == x.sum() else x
+
+    learner = tr.MAML(Picky(), steps=1)
+    assert ran(learner, regression()) == "batched"
+    learner.eval()
+    with pytest.warns(UserWarning, match="for 'batched' failed"):
+        assert ran(learner, regression()) == "loop"

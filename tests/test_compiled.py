@@ -268,3 +268,16 @@ def test_a_hundred_compiled_steps_follow_batched() -> None:
             optimizer.step()
             losses[engine].append(out.loss.detach())
     close(torch.stack(losses["compiled"]), torch.stack(losses["batched"]), 1e-4)
+
+
+def test_autocast_is_traced_anew(builds: list[str]) -> None:
+    learner, reg, batch = traced().float(), regularizer().float(), contracts.regression_batch()
+    batch = batch.to(torch.float32)
+    plain = reg(learner, batch).task_loss
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.warns(UserWarning, match="because this changed: autocast"),
+    ):
+        cast = reg(learner, batch).task_loss
+    assert plain != cast
+    assert len(builds) == 2

@@ -275,3 +275,31 @@ def tied(part: str) -> nn.Sequential:
 def test_errors_name_argument_value_and_remedy(make, match: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises((ValueError, TypeError), match=match):
         make()
+
+
+def test_a_rate_belongs_to_whole_names_only() -> None:
+    """Layer 10 is not below layer 1."""
+    model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(11)))
+    learner = tr.MAML(model, lr={"": 0.1, "1": 0.5, "10.bias": 0.7})
+    assert learner.rate({}, "model.1.weight", 0) == 0.5
+    assert learner.rate({}, "model.10.weight", 0) == 0.1
+    assert learner.rate({}, "model.10.bias", 0) == 0.7
+
+
+def test_adapted_models_take_samples_with_their_mask() -> None:
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+    tasks = contracts.tasks_of(contracts.regression_batch())
+    ragged = tr.TaskBatch.from_tasks(
+        [(s, (x[: 3 + i], y[: 3 + i])) for i, (s, (x, y)) in enumerate(tasks)]
+    )
+    adapted = tr.MAML(model, engine="loop").adapt(ragged.support, mse_loss)
+    close(adapted(ragged.query), adapted(ragged.query.x, ragged.query.mask), 0.0)
+    close(adapted.cross(ragged.query), adapted.cross(ragged.query.x, ragged.query.mask), 0.0)
+    assert not torch.equal(adapted(ragged.query)[0, :3], adapted(ragged.query.x)[0, :3])
+
+
+def test_steps_are_checked_when_adapting() -> None:
+    learner = tr.MAML(contracts.net())
+    for steps in (-1, 2.5):
+        with pytest.raises((ValueError, TypeError), match="steps"):
+            learner.adapt(contracts.regression_batch().support, mse_loss, steps=steps)

@@ -376,3 +376,29 @@ def test_head_noise_follows_the_seed_and_leaves_the_global_random_state_alone() 
 
     assert torch.equal(weight(0), weight(0))
     assert not torch.equal(weight(0), weight(1))
+
+
+@pytest.mark.parametrize("outputs", [(4, 6, 1), (4, 6), (4, 6, 3, 5, 5)])
+def test_integer_targets_that_are_no_classes_are_refused_as_logits(
+    outputs: tuple[int, ...],
+) -> None:
+    f = torch.zeros(4, *outputs)
+    y = torch.zeros(4, 6, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"at least two classes, got .*Pass mixture='values'"):
+        tr.relation_consistency(f, y, torch.eye(4), lambda p, t: p.mean())
+    values = tr.relation_consistency(f, y, torch.eye(4), lambda p, t: p.mean(), mixture="values")
+    assert values == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_inference_mode_gives_what_no_grad_gives(engine: str) -> None:
+    learner, reg = contracts.learner("maml", contracts.net(), engine), regularizer()
+    with torch.no_grad():
+        batch = contracts.regression_batch()
+        expected = reg(learner, batch)
+        predictions = learner.adapt(batch.support, mse_loss)(batch.query)
+    with torch.inference_mode():
+        batch = contracts.regression_batch()
+        found = reg(learner, batch)
+        close(found.loss, expected.loss, 0.0)
+        close(learner.adapt(batch.support, mse_loss)(batch.query), predictions, 0.0)

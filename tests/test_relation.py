@@ -115,3 +115,11 @@ def test_start_is_near_one_and_leaves_the_global_random_state_alone() -> None:
 def test_sizes_must_be_positive(options: dict[str, int], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         tr.TaskRelation(**{"dim": 4, **options})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened_and_zero_embeddings_stay_finite(dtype: torch.dtype) -> None:
+    embeddings = torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, -1.0]], dtype=dtype)
+    m = tr.relation_matrix(embeddings, torch.ones(2, 2, dtype=dtype))
+    assert m.dtype == torch.float32
+    close(m, torch.diag(torch.tensor([0.0, 1.0, 1.0])), 1e-6)

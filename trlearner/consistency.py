@@ -111,6 +111,12 @@ def mix(
                 "models tasks queries classes",
             )
         return (share * predictions).sum(0)
+    if predictions.ndim != 4 or predictions.shape[-1] < 2:
+        raise ValueError(
+            "mixture='logits' needs predictions [models, tasks, queries, classes] of at least two classes, "
+            f"got {tuple(predictions.shape)}. Pass mixture='values' if these are no class logits "
+            "(counts, binary or dense targets)."
+        )
     logs = predictions.log_softmax(-1)
     if alignment is not None:
         logs = torch.logsumexp(logs[..., None, :] + _log(alignment)[:, :, None], dim=-1)

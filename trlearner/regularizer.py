@@ -123,6 +123,12 @@ class TRLearner(nn.Module):
         """
         self._check_options()
         self._check_call(learner, batch)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                copy: Output = self(
+                    learner, batch.replace(batch.support.clone(), batch.query.clone())
+                )
+                return copy
         engine = learner.check(batch.support, self.loss_fn, batch.query)
         state = learner.state()
         related = self.lam != 0 and len(batch) > 1

@@ -37,7 +37,9 @@ def head_relations(
     embeddings: Float[Tensor, "tasks dim"], weight: Float[Tensor, "heads dim"]
 ) -> Float[Tensor, "heads tasks tasks"]:
     """The cosines of every head by itself; `relation_matrix` is their mean."""
-    views = weight[:, None] * embeddings
+    # In half precision the square of epsilon would be zero.
+    wide = torch.promote_types(torch.float32, embeddings.dtype)
+    views = weight[:, None].to(wide) * embeddings.to(wide)
     units = views * torch.rsqrt(views.square().sum(-1, keepdim=True) + EPSILON**2)
     return units @ units.mT
 

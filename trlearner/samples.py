@@ -75,6 +75,10 @@ class Samples:
             raise ValueError(f"{tasks} selects none of the {len(self)} tasks; select at least one.")
         return chosen
 
+    def clone(self) -> Samples:
+        """A copy; outside of inference mode, one that autograd can use."""
+        return self._of(torch.clone)
+
     def choose(self, choice: Tensor) -> Samples:
         """Some samples of each task: ``choice [tasks, chosen]`` holds their positions."""
         return self._of(lambda t: take(t, choice))

@@ -69,7 +69,7 @@ class LabelledEncoder(Encoder):
         devices = [x.device] if x.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             # A width that is still unknown shows in its layer's first call.
-            features = self.extractor.features(learner, state, x)
+            features = self.extractor.features(learner, state, x).to(self.out.weight.dtype)
             self.of_features(features)
             self.of_targets(
                 features[..., :1] if _labels(batch.support) else _columns(y).to(features)
@@ -99,6 +99,7 @@ class LabelledEncoder(Encoder):
 
     def _features(self, learner: Learner, state: State, support: Samples) -> Tensor:
         features = self.extractor.features(learner, state, support.x, support.mask)
+        features = features.to(self.out.weight.dtype)
         return features.detach() if self.detach else features
 
 

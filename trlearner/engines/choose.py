@@ -44,11 +44,20 @@ def choose(
     """
     if name == "auto":
         name = _decide(learner, samples, loss_fn, masked)
-    if name not in ENGINES:
-        raise ValueError(f"engine must be 'auto' or one of {sorted(ENGINES)}, got {name!r}.")
+    check_name(name)
     if name in TOGETHER and masked:
         batched.check_masks(learner, name)
     return ENGINES[name]
+
+
+def check_name(name: str) -> None:
+    """Refuse an engine that there is not.
+
+    Raises:
+        ValueError: Naming those that there are.
+    """
+    if name != "auto" and name not in ENGINES:
+        raise ValueError(f"engine must be 'auto' or one of {sorted(ENGINES)}, got {name!r}.")
 
 
 def check_loss(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> None:
@@ -75,9 +84,12 @@ def _decide(learner: TaskLearner, samples: Samples, loss_fn: LossFn, masked: boo
         return "loop"
     if samples.x.device.type == "cpu" and _adapts_convolutions(learner):
         return "loop"
-    if learner not in _vmappable:
-        _vmappable[learner] = _runs_batched(learner, samples, loss_fn)
-    return "batched" if _vmappable[learner] else "loop"
+    tried = _vmappable.setdefault(learner, {})
+    # Layers may run other code in evaluation mode.
+    modes = tuple(module.training for module in learner.modules())
+    if modes not in tried:
+        tried[modes] = _runs_batched(learner, samples, loss_fn)
+    return "batched" if tried[modes] else "loop"
 
 
 def _adapts_convolutions(learner: TaskLearner) -> bool:
@@ -119,4 +131,6 @@ def _trial(
 _decomposing: weakref.WeakKeyDictionary[TaskLearner, weakref.WeakSet[LossFn]] = (
     weakref.WeakKeyDictionary()
 )
-_vmappable: weakref.WeakKeyDictionary[TaskLearner, bool] = weakref.WeakKeyDictionary()
+_vmappable: weakref.WeakKeyDictionary[TaskLearner, dict[tuple[bool, ...], bool]] = (
+    weakref.WeakKeyDictionary()
+)

@@ -75,6 +75,7 @@ def run(
         ("gradients", learn),
         ("relation term", draws.related),
         ("ways", batch.ways),
+        ("autocast", _autocast(batch.query.x.device.type)),
         *((name, _kind(t)) for name, t in inputs.items()),
         ("settings of the learner", _settings(learner)),
         ("settings of the regularizer", _settings(owner)),
@@ -233,6 +234,10 @@ def _unflatten(batch: TaskBatch, draws: Draws, given: dict[str, Tensor]) -> tupl
 
 def _kind(tensor: Tensor) -> Hashable:
     return tuple(tensor.shape), tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def _autocast(device: str) -> Hashable:
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
 
 
 def _settings(module: nn.Module) -> Hashable:

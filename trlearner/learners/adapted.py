@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trlearner.samples import Samples
 from trlearner.seam import Engine, TaskLearner
 from trlearner.types import Fast, State
 
@@ -32,32 +33,42 @@ class Adapted:
     def __len__(self) -> int:
         return len(next(iter(self.fast.values())))
 
-    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor | Samples, mask: Tensor | None = None) -> Tensor:
         """Every model on its own task's inputs ``[tasks, queries, ...]``.
+
+        Args:
+            x: Inputs, or `Samples`, whose mask counts.
+            mask: ``[tasks, queries]``, true where a query is real.
 
         Returns:
             Predictions ``[tasks, queries, *outputs]``.
         """
-        features = self._embed(x, mask)
+        features, mask = self._embed(x, mask)
         return self.runner.predict(self.learner, self.state, self.fast, features, mask)
 
-    def cross(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def cross(self, x: Tensor | Samples, mask: Tensor | None = None) -> Tensor:
         """Every model on every task's inputs ``[tasks, queries, ...]``.
+
+        Args:
+            x: As for a call.
+            mask: As for a call.
 
         Returns:
             Predictions ``[models, tasks, queries, *outputs]``.
         """
-        features = self._embed(x, mask)
+        features, mask = self._embed(x, mask)
         return self.runner.cross(self.learner, self.state, self.fast, features, mask, None)
 
-    def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _embed(self, x: Tensor | Samples, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if isinstance(x, Samples):
+            mask, x = x.mask, x.x
         if not isinstance(x, torch.Tensor) or x.ndim < 2 or len(x) != len(self):
             got = list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
             raise ValueError(
                 f"x must be [tasks, queries, ...] with tasks = {len(self)}, got {got}. "
                 "Each adapted model belongs to one task of the batch that it was adapted on."
             )
-        return self.runner.embed(self.learner, self.state, x, mask)
+        return self.runner.embed(self.learner, self.state, x, mask), mask
 
     def __repr__(self) -> str:
         return f"Adapted(tasks={len(self)}, engine={self.engine!r})"

@@ -49,7 +49,11 @@ class ANIL(GradientLearner):
         if not self.trainable(head + "."):
             raise ValueError(f"head {head!r} has no trainable parameter, so nothing could adapt.")
         first = {id(p): name for name, p in model.named_parameters()}
-        tied = [n for n, p in modules[head].named_parameters() if not first[id(p)].startswith(head)]
+        tied = [
+            n
+            for n, p in modules[head].named_parameters()
+            if not first[id(p)].startswith(head + ".")
+        ]
         if tied:
             raise ValueError(
                 f"the head's {tied} are shared with the body, so the head cannot adapt alone. Use MAML, or "

@@ -6,10 +6,11 @@ import abc
 import weakref
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from trlearner import functional
-from trlearner.engines.choose import ENGINES, TOGETHER, check_loss, choose
+from trlearner.engines.choose import ENGINES, TOGETHER, check_loss, check_name, choose
 from trlearner.learners.adapted import Adapted
 from trlearner.samples import Samples
 from trlearner.seam import Engine, InnerLoop
@@ -49,8 +50,8 @@ class Learner(nn.Module, abc.ABC):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}.")
-        if not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}.")
+        check_steps(steps)
+        check_name(engine)
         self.model = model
         self.steps = steps
         self.engine = engine
@@ -120,6 +121,11 @@ class Learner(nn.Module, abc.ABC):
             torch.Size([4, 10, 1])
         """
         samples = support if isinstance(support, Samples) else Samples(*support)
+        if torch.is_inference_mode_enabled():
+            # Inner gradients need autograd, which tensors of inference mode refuse.
+            with torch.inference_mode(False), torch.no_grad():
+                return self.adapt(samples.clone(), loss_fn, steps=steps)
+        check_steps(self.steps if steps is None else steps)
         engine = self.check(samples, loss_fn)
         if engine.name in TOGETHER:
             # What is compiled is a whole meta-step; a graph for predictions is left to autograd.
@@ -148,6 +154,16 @@ class Learner(nn.Module, abc.ABC):
     def forward(self, x: Tensor) -> Tensor:
         """The model's predictions before adaptation."""
         return self.model(x)
+
+
+def check_steps(steps: int) -> None:
+    """Refuse what is no number of inner steps.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    if not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}.")
 
 
 class GradientLearner(Learner, abc.ABC):

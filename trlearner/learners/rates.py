@@ -17,7 +17,7 @@ def rate_at(rate: Rate, name: str, step: int) -> float:
         0.3
     """
     if isinstance(rate, Mapping):
-        rate = rate[max((key for key in rate if name.startswith(key)), key=len)]
+        rate = rate[max((key for key in rate if _below(name, key)), key=len)]
     if isinstance(rate, Sequence):
         rate = rate[min(step, len(rate) - 1)]
     return rate
@@ -30,13 +30,13 @@ def check_rates(rate: Rate, names: Sequence[str]) -> None:
         ValueError: Naming the parameter or the value.
     """
     if isinstance(rate, Mapping):
-        left = [n for n in names if not any(n.startswith(key) for key in rate)]
+        left = [n for n in names if not any(_below(n, key) for key in rate)]
         if left:
             raise ValueError(
                 f"lr gives no rate for {left}, only for names that begin with {sorted(rate)}. "
                 'Add a default under the key "".'
             )
-        unused = [key for key in rate if not any(n.startswith(key) for n in names)]
+        unused = [key for key in rate if not any(_below(n, key) for n in names)]
         if unused:
             raise ValueError(
                 f"lr has keys {unused}, but no parameter's name begins so: {list(names)}."
@@ -45,3 +45,8 @@ def check_rates(rate: Rate, names: Sequence[str]) -> None:
         numbers = value if isinstance(value, Sequence) else [value]
         if not numbers or not all(math.isfinite(v) and v >= 0 for v in numbers):
             raise ValueError(f"lr must be finite and at least 0, got {value!r}.")
+
+
+def _below(name: str, key: str) -> bool:
+    """Whether `key` is a whole part of the module path `name`: "1" is no part of "10.weight"."""
+    return key in ("", name) or name.startswith(key + ".")
