@@ -85,7 +85,7 @@ def _adapt_task(
                 grad_callback=_detach if learner.first_order else None,
             )
         moved = list(model.parameters())
-    return dict(zip(start, moved if graph else [t.detach() for t in moved], strict=True))
+    return dict(zip(start, moved, strict=True))
 
 
 def _detach(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
