@@ -120,30 +120,25 @@ y=[4, 5, 1]))
         if ids is not None:
             here = tasks if isinstance(tasks, slice) else tasks.cpu()
             ids = tuple(ids[i] for i in torch.arange(len(self))[here].tolist())
-        return self._with(self.support[tasks], self.query[tasks], ids)
+        return self.replace(self.support[tasks], self.query[tasks], ids)
 
     def to(self, *args: Any, **kwargs: Any) -> TaskBatch:
         """Like `torch.Tensor.to`; a dtype applies to floating-point tensors only."""
-        return self._with(
-            self.support.to(*args, **kwargs), self.query.to(*args, **kwargs), self.ids
-        )
+        return self.replace(self.support.to(*args, **kwargs), self.query.to(*args, **kwargs))
 
     def pin_memory(self) -> TaskBatch:
         """The batch in page-locked memory, for faster copies to a GPU."""
-        return self._with(self.support.pin_memory(), self.query.pin_memory(), self.ids)
+        return self.replace(self.support.pin_memory(), self.query.pin_memory())
 
-    def replace(self, support: Samples, query: Samples) -> TaskBatch:
-        """The same tasks with other samples, which are taken to be sound."""
-        return self._with(support, query, self.ids)
-
-    def _with(
-        self, support: Samples, query: Samples, ids: tuple[Hashable, ...] | None
+    def replace(
+        self, support: Samples, query: Samples, ids: tuple[Hashable, ...] | None = None
     ) -> TaskBatch:
+        """A batch of other samples, taken to be sound; the ids stay unless others are given."""
         # Without the checks: they were made when the batch was, and some wait for the device.
         other = object.__new__(TaskBatch)
-        for name, value in [("support", support), ("query", query), ("ids", ids)]:
+        parts = {"support": support, "query": query, "ids": ids or self.ids, "ways": self.ways}
+        for name, value in parts.items():
             object.__setattr__(other, name, value)
-        object.__setattr__(other, "ways", self.ways)
         return other
 
     def __repr__(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -135,3 +135,8 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
 def take(values: Tensor, choice: Tensor) -> Tensor:
     """Some samples of each task: ``[tasks, samples, ...], [tasks, chosen] -> [tasks, chosen, ...]``."""
     return values[torch.arange(len(values), device=values.device)[:, None], choice]
+
+
+def random_state_kept(x: Tensor) -> AbstractContextManager[None]:
+    """Whatever is drawn inside, on the CPU or on the device of `x`, leaves no trace outside."""
+    return torch.random.fork_rng(devices=[x.device] if x.is_cuda else [])

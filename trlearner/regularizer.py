@@ -140,7 +140,7 @@ class TRLearner(nn.Module):
             state |= {PREFIX + name: tensor for name, tensor in tensors(self).items()}
         chosen = self._draw_queries(batch.query) if related else None
         draws = Draws(self.lam, self.temperature, related, chosen)
-        if engine.name in ("compiled", "traced"):
+        if engine.name in compiled.NAMES:
             return compiled.run(self.step, self, engine, learner, state, batch, draws)
         return self.step(engine, learner, state, batch, draws)
 
@@ -282,7 +282,7 @@ class TRLearner(nn.Module):
         if self.lam == 0:
             return
         mixture_kind(self.mixture, batch.query.y, self.normalize)
-        if self.align == "hungarian" and learner.engine in ("compiled", "traced"):
+        if self.align == "hungarian" and learner.engine in compiled.NAMES:
             raise ValueError(
                 f"align='hungarian' cannot be part of a graph, which engine={learner.engine!r} needs. "
                 "Use align='sinkhorn' or engine='batched'."

@@ -10,7 +10,7 @@ from torch.nn.parameter import UninitializedParameter
 from trlearner.batch import TaskBatch
 from trlearner.encoders.extractor import Extractor
 from trlearner.encoders.protocol import PREFIX, Encoder, check_width
-from trlearner.functional import tensors
+from trlearner.functional import random_state_kept, tensors
 from trlearner.learners.protocol import Learner
 from trlearner.prototype import batch_prototypes
 from trlearner.samples import Samples
@@ -66,8 +66,7 @@ class LabelledEncoder(Encoder):
             return
         state = learner.state() | {PREFIX + n: t for n, t in tensors(self).items()}
         x, y = batch.support.x[:1, :2], batch.support.y[:1, :2]
-        devices = [x.device] if x.is_cuda else []
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with torch.no_grad(), random_state_kept(x):
             # A width that is still unknown shows in its layer's first call.
             features = self.extractor.features(learner, state, x).to(self.out.weight.dtype)
             self.of_features(features)

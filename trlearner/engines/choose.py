@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
 from trlearner.engines import batched, compiled, higher, loop
+from trlearner.functional import random_state_kept
 from trlearner.loss import check_decomposes
 from trlearner.samples import Samples
 from trlearner.seam import Engine, GradientTaskLearner, TaskLearner
@@ -26,7 +27,7 @@ ENGINES = {
         compiled.TRACED,
     )
 }
-TOGETHER = ("batched", "compiled", "traced")
+TOGETHER = (batched.ENGINE.name, *compiled.NAMES)
 """Engines that run all tasks at once."""
 
 
@@ -120,8 +121,7 @@ def _trial(
     learner: TaskLearner, samples: Samples, loss_fn: LossFn, engine: Engine, steps: int
 ) -> Tensor:
     """The predictions of a small meta-step that leaves no trace."""
-    devices = [samples.x.device] if samples.x.is_cuda else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with torch.no_grad(), random_state_kept(samples.x):
         state = learner.state()
         features = engine.embed(learner, state, samples.x, samples.mask)
         fast = engine.adapt(learner, state, features, samples, loss_fn, steps)

@@ -29,6 +29,7 @@ from trlearner.types import State
 
 ENGINE = replace(batched.ENGINE, name="compiled")
 TRACED = replace(batched.ENGINE, name="traced")
+NAMES = (ENGINE.name, TRACED.name)
 LIMIT = 8
 """So many graphs are kept for each pair of learner and regularizer."""
 
@@ -168,7 +169,7 @@ def _build(
             "on the values of tensors, and every tensor that it or the loss uses must be a parameter, "
             "a buffer or an argument. Use engine='batched' or 'auto'."
         ) from error
-    if engine.name == "traced":
+    if engine.name == TRACED.name:
         return Graph(graph, tuple(trained), draws.related)
     nodes = len(graph.graph.nodes)
     _say(f"compiling one meta-step ({nodes} operations, traced in {_since(started)})...")

@@ -105,7 +105,7 @@ class ANIL(GradientLearner):
             lambda module, inputs, output: seen.append((len(inputs), output))
         )
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=_devices(x)):
+            with torch.no_grad(), functional.random_state_kept(x):
                 output = functional.pure_call(self.model, self.model_state(self.state()), x)
         finally:
             handle.remove()
@@ -126,7 +126,3 @@ class _Reached(Exception):
 
 def _stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     raise _Reached(inputs[0])
-
-
-def _devices(x: Tensor) -> list[torch.device]:
-    return [x.device] if x.is_cuda else []

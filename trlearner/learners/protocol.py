@@ -125,17 +125,16 @@ class Learner(nn.Module, abc.ABC):
             # Inner gradients need autograd, which tensors of inference mode refuse.
             with torch.inference_mode(False), torch.no_grad():
                 return self.adapt(samples.clone(), loss_fn, steps=steps)
-        check_steps(self.steps if steps is None else steps)
+        steps = self.steps if steps is None else steps
+        check_steps(steps)
         engine = self.check(samples, loss_fn)
         if engine.name in TOGETHER:
             # What is compiled is a whole meta-step; a graph for predictions is left to autograd.
             engine = ENGINES["batched"]
         state = self.state()
         features = engine.embed(self, state, samples.x, samples.mask)
-        steps = self.steps if steps is None else steps
-        return Adapted(
-            self, state, engine.adapt(self, state, features, samples, loss_fn, steps), engine
-        )
+        fast = engine.adapt(self, state, features, samples, loss_fn, steps)
+        return Adapted(self, state, fast, engine)
 
     def check(self, samples: Samples, loss_fn: LossFn, *others: Samples) -> Engine:
         """The engine for these samples, once they have been found fit for it.
