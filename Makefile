@@ -29,7 +29,7 @@ lint: $(READY) ## Check style and formatting
 types: $(READY) ## Check the types of the library
 	$(BIN)/mypy
 
-bench: $(READY) ## Time the engines on this machine
+bench: $(READY) ## Time our engines and installed peers
 	$(BIN)/python -m trlearner.experiments.bench $(ARGS)
 
 clean: ## Remove the environment, builds and caches

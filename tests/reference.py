@@ -323,6 +323,50 @@ def adapt(
     return theta
 
 
+# ---- encoders that look at the adaptation -------------------------------------------------------
+
+
+def mixed(word: int) -> int:
+    """The 32-bit finalizer: x ^= x >> 16; x *= 0x21f0aaad; x ^= x >> 15; x *= 0x735a2d97; x ^= x >> 15."""
+    word ^= word >> 16
+    word = (word * 0x21F0AAAD) % 2**32
+    word ^= word >> 15
+    word = (word * 0x735A2D97) % 2**32
+    return word ^ (word >> 15)
+
+
+def bucket_and_sign(p: int, dim: int, seed: int) -> tuple[int, int]:
+    """x = mixed(mixed(p) xor key), key = mixed(mixed(low word of seed) xor high word of seed).
+
+    The sign is -1 for odd x, else 1; the bucket is floor(x / 2) modulo dim.
+    """
+    low, high = seed % 2**32, (seed // 2**32) % 2**32
+    word = mixed(mixed(p) ^ mixed(mixed(low) ^ high))
+    return (word // 2) % dim, -1 if word % 2 else 1
+
+
+def update_embedding(
+    adapted: Params, params: Params, names: Iterable[str], dim: int, seed: int
+) -> Tensor:
+    """e[b] = sum over p with h(p) = b of s(p) (theta_i - theta)_p, p through all names in turn."""
+    e = [torch.zeros((), dtype=torch.float64) for _ in range(dim)]
+    p = 0
+    for name in names:
+        for after, before in zip(adapted[name].reshape(-1), params[name].reshape(-1), strict=True):
+            bucket, sign = bucket_and_sign(p, dim, seed)
+            e[bucket] = e[bucket] + sign * (after - before)
+            p += 1
+    return torch.stack(e)
+
+
+def function_embedding(predict: Function, probe: Tensor) -> Tensor:
+    """e = (f_i(p_1), f_i(p_2), ...), each flattened."""
+    return torch.cat([predict(probe[k : k + 1]).reshape(-1) for k in range(len(probe))])
+
+
+# ---- derivatives --------------------------------------------------------------------------------
+
+
 def finite_difference(
     function: Callable[[], Tensor], tensor: Tensor, delta: float = 1e-5
 ) -> Tensor:

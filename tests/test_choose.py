@@ -170,7 +170,9 @@ def test_the_engine_that_was_asked_for_runs_and_is_named(name: str):
 
 
 def test_an_unknown_engine_is_refused():
-    message = r"engine must be 'auto' or one of \['batched', .*'higher', 'loop'.*\], got 'warp'"
+    message = (
+        r"engine must be 'auto', 'tune' or one of \['batched', .*'higher', 'loop'.*\], got 'warp'"
+    )
     with pytest.raises(ValueError, match=message):
         tr.MAML(nn.Linear(2, 1).double(), engine="warp")
     learner = tr.MAML(nn.Linear(2, 1).double())

@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 import contracts
 import trlearner as tr
 from contracts import close
-from trlearner.engines import compiled
+from trlearner.engines import choose, compiled
+from trlearner.engines.graph import NotCompilable
 
 ROUNDING = 1e-5
 
@@ -34,13 +35,13 @@ def traced(name: str = "maml", **options: object) -> tr.Learner:
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by one whenever a graph is traced."""
     seen: list[str] = []
-    build = compiled._build
+    build = compiled.build
 
-    def counting(*arguments):  # type: ignore[no-untyped-def]
+    def counting(*arguments, **options):  # type: ignore[no-untyped-def]
         seen.append("built")
-        return build(*arguments)
+        return build(*arguments, **options)
 
-    monkeypatch.setattr(compiled, "_build", counting)
+    monkeypatch.setattr(compiled, "build", counting)
     return seen
 
 
@@ -237,7 +238,7 @@ def test_inductor_equals_batched_within_rounding(cell: str, capfd) -> None:  # t
         close(getattr(found, part).detach(), getattr(expected, part).detach(), ROUNDING)
     for key in wanted:
         close(gradients[key], wanted[key], ROUNDING)
-    assert "trlearner: compiling one meta-step" in capfd.readouterr().err
+    assert "trlearner: compiling " in capfd.readouterr().err
 
 
 @pytest.mark.unchecked
@@ -245,7 +246,10 @@ def test_no_compiler_is_an_error_that_says_what_to_do(monkeypatch: pytest.Monkey
     def missing(*arguments):  # type: ignore[no-untyped-def]
         raise FileNotFoundError("no working C++ compiler found")
 
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", missing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch._inductor import compile_fx
+    monkeypatch.setattr(compile_fx, "compile_fx", missing)
     learner = contracts.learner("maml", contracts.net(), "compiled", steps=1)
     with pytest.raises(RuntimeError, match="no working C.*\n.*Use engine='batched'"):
         regularizer()(learner, contracts.regression_batch())
@@ -281,3 +285,130 @@ def test_autocast_is_traced_anew(builds: list[str]) -> None:
         cast = reg(learner, batch).task_loss
     assert plain != cast
     assert len(builds) == 2
+
+
+def test_adaptation_for_evaluation_runs_as_a_graph(builds: list[str]) -> None:
+    batch = contracts.regression_batch()
+    for name in ("maml", "metasgd", "anil", "tnet", "protonet"):
+        tasks = contracts.class_batch() if name == "protonet" else batch
+        loss = cross_entropy if name == "protonet" else mse_loss
+        learner, twin = traced(name), contracts.learner(name, contracts.net(), "batched")
+        with torch.no_grad():
+            adapted, expected = (one.adapt(tasks.support, loss) for one in (learner, twin))
+        assert adapted.engine == "traced"
+        close(adapted(tasks.query), expected(tasks.query))
+        assert not adapted(tasks.query).requires_grad
+    assert len(builds) == 5
+
+
+def test_other_steps_or_another_loss_adapt_anew() -> None:
+    learner, batch = traced(), contracts.regression_batch()
+    with torch.no_grad():
+        first = learner.adapt(batch.support, mse_loss)(batch.query)
+        with pytest.warns(UserWarning, match="because this changed: steps"):
+            second = learner.adapt(batch.support, mse_loss, steps=3)(batch.query)
+        with pytest.warns(UserWarning, match="because this changed: steps, loss function"):
+            third = learner.adapt(batch.support, nn.L1Loss())(batch.query)
+    assert not torch.equal(first, second) and not torch.equal(first, third)
+
+
+def test_where_gradients_are_wanted_adaptation_is_left_to_autograd() -> None:
+    learner, batch = traced(), contracts.regression_batch()
+    adapted = learner.adapt(batch.support, mse_loss)
+    assert adapted.engine == "batched" and adapted(batch.query).requires_grad
+
+
+def unequal(shots: int, queries: int) -> tr.TaskBatch:
+    """Tasks of up to so many samples, of which some are masked."""
+    g = torch.Generator().manual_seed(shots)
+
+    def draw(samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+        options = {"generator": g, "dtype": torch.float64}
+        return torch.randn(samples, 2, **options), torch.randn(samples, 3, **options)
+
+    return tr.TaskBatch.from_tasks(
+        [(draw(max(1, shots - i)), draw(max(1, queries - i))) for i in range(4)]
+    )
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_sizes_of_masked_tasks_are_rounded_and_change_nothing(
+    builds: list[str], share: float
+) -> None:
+    results = []
+    for engine in ("traced", "batched"):
+        learner = contracts.learner("maml", contracts.net(), engine)
+        reg = regularizer(queries=share, generator=torch.Generator().manual_seed(0))
+        found = []
+        for shots, queries in ((5, 7), (6, 8), (5, 8), (6, 7)):
+            out = reg(learner, unequal(shots, queries))
+            assert out.predictions.shape == (4, queries, 3)
+            gradients = contracts.gradients(out.loss, learner, reg)
+            found.append((out.loss, out.relation_loss, out.predictions, *gradients.values()))
+        results.append(found)
+    for found, expected in zip(*results, strict=True):
+        for one, other in zip(found, expected, strict=True):
+            close(one, other)
+    assert len(builds) == 1
+
+
+def test_sizes_are_rounded_to_two_an_octave() -> None:
+    rounded = [compiled._round_up(n) for n in range(1, 26)]
+    assert sorted(set(rounded)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+    assert all(n <= r <= 1.5 * n for n, r in enumerate(rounded, 1))
+
+
+def test_a_loss_with_weights_of_its_own_is_part_of_the_graph(builds: list[str]) -> None:
+    """Class weights are inputs: they may change, and a learned loss gets its gradient."""
+
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3).double())
+
+        def forward(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return (self.scale * (predictions - targets) ** 2).mean()
+
+    results = []
+    for engine in ("traced", "batched"):
+        learner, loss = contracts.learner("maml", contracts.net(), engine), Weighted()
+        reg = regularizer(loss_fn=loss)
+        reg(learner, contracts.regression_batch())
+        with torch.no_grad():
+            loss.scale += torch.arange(3)
+        for lam in (0.7, 0.0):
+            reg.lam = lam
+            out = reg(learner, contracts.regression_batch())
+            results.append([out.loss, contracts.gradients(out.loss, loss)["0.scale"]])
+            assert results[-1][1].abs().min() > 0
+    for found, expected in zip(results[:2], results[2:], strict=True):
+        close(found[0], expected[0])
+        close(found[1], expected[1])
+    assert len(builds) == 2
+
+
+def test_auto_compiles_where_enough_steps_are_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(choose.ENGINES, "compiled", compiled.TRACED)  # no compiler is needed here
+    batch = contracts.regression_batch()
+    for planned, expected in ((None, "batched"), (4_999, "batched"), (5_000, "traced")):
+        learner = contracts.learner("maml", contracts.net(), "auto")
+        reg = regularizer(planned_steps=planned)
+        assert reg(learner, batch).engine == expected
+        with torch.no_grad():
+            assert reg(learner, batch).engine == "batched"
+
+
+def test_auto_goes_on_without_a_compiler_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*arguments, **options):  # type: ignore[no-untyped-def]
+        raise NotCompilable("no compiler here")
+
+    monkeypatch.setattr(compiled, "build", missing)
+    learner = contracts.learner("maml", contracts.net(), "auto")
+    reg, batch = regularizer(planned_steps=10_000), contracts.regression_batch()
+    with pytest.warns(
+        UserWarning, match="engine='auto' goes on with 'batched', for no compiler here"
+    ):
+        assert reg(learner, batch).engine == "batched"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert reg(learner, batch).engine == "batched"

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+import contracts
+import trlearner as tr
 from trlearner.functional import (
     check_statistics,
     couples_samples,
@@ -319,3 +321,16 @@ def test_take_chooses_samples_of_each_task():
     values, choice = torch.randn(3, 4, 2), torch.tensor([[0, 3], [2, 2], [1, 0]])
     wanted = torch.stack([values[i][choice[i]] for i in range(3)])
     assert_close(take(values, choice), wanted, **EXACT)
+
+
+@pytest.mark.parametrize("engine", contracts.ENGINES)
+def test_a_module_of_two_names_is_left_as_it_was(engine: str) -> None:
+    layer = nn.Linear(2, 2).double()
+    model = nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(2, 3).double())
+    weight = layer.weight
+    learner = tr.MAML(model, lr=0.1, steps=2, engine=engine)
+    reg = tr.TRLearner(encoder=tr.InputEncoder(None, dim=2)).double()
+    out = reg(learner, contracts.regression_batch())
+    out.loss.backward()
+    assert layer.weight is weight and isinstance(weight, nn.Parameter)
+    assert weight.grad is not None and weight.grad.abs().max() > 0

@@ -3,9 +3,13 @@
 from trlearner.align import hungarian, sinkhorn
 from trlearner.batch import TaskBatch
 from trlearner.consistency import relation_consistency, relation_weights
+from trlearner.doctor.examine import doctor
+from trlearner.doctor.finding import Diagnosis, Finding
+from trlearner.encoders.function import FunctionEncoder
 from trlearner.encoders.input import InputEncoder
 from trlearner.encoders.labelled import LabelledEncoder
 from trlearner.encoders.protocol import Encoder
+from trlearner.encoders.update import UpdateEncoder
 from trlearner.learners.adapted import Adapted
 from trlearner.learners.anil import ANIL
 from trlearner.learners.maml import MAML
@@ -23,7 +27,10 @@ __all__ = [
     "ANIL",
     "MAML",
     "Adapted",
+    "Diagnosis",
     "Encoder",
+    "Finding",
+    "FunctionEncoder",
     "GradientLearner",
     "InnerLoop",
     "InputEncoder",
@@ -37,6 +44,8 @@ __all__ = [
     "TRLearner",
     "TaskBatch",
     "TaskRelation",
+    "UpdateEncoder",
+    "doctor",
     "hungarian",
     "relation_consistency",
     "relation_matrix",

@@ -32,9 +32,17 @@ def pure_call(module: nn.Module, state: State, *args: Any) -> Any:
                 [2.],
                 [2.]])
     """
-    fresh = {name: state.get(name, b).clone() for name, b in module.named_buffers()}
+    given: dict[str, Tensor] = {}
+    first: dict[int, str] = {}
+    for prefix, one in module.named_modules():
+        for name, tensor in (*one._parameters.items(), *one._buffers.items()):
+            if tensor is not None:
+                path = f"{prefix}.{name}" if prefix else name
+                value = state.get(first.setdefault(id(tensor), path), tensor)
+                given[path] = value.clone() if name in one._buffers else value
     with discarded_statistics(module):
-        return torch.func.functional_call(module, {**state, **fresh}, args)
+        # Ties are resolved above: torch would swap a module of two names twice, and restore once.
+        return torch.func.functional_call(module, given, args, tie_weights=False)
 
 
 @contextmanager
@@ -125,7 +133,14 @@ def per_task(
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
     """A module's parameters and buffers by name; without their graph where gradients are off."""
-    found = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    modules, found = list(module.named_modules()), {}
+    for kind in ("_parameters", "_buffers"):
+        seen: set[int] = set()
+        for prefix, one in modules:
+            for name, tensor in getattr(one, kind).items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    found[f"{prefix}.{name}" if prefix else name] = tensor
     if torch.is_grad_enabled():
         return found
     # A parameter that still waits for its width cannot be detached, nor does it carry a graph.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Literal, get_args
 
 import torch
@@ -21,15 +20,19 @@ from trlearner.consistency import (
     relation_weights,
 )
 from trlearner.encoders.extractor import Extractor
-from trlearner.encoders.protocol import Encoder, HasPrototypes
-from trlearner.engines import compiled
-from trlearner.functional import take, tensors
+from trlearner.encoders.protocol import Encoder, HasPrototypes, embed_tasks
+from trlearner.engines import compiled, guard
+from trlearner.engines.choose import ENGINES, SELF_CHOSEN, settle, settled
+from trlearner.engines.graph import NotCompilable
+from trlearner.engines.tune import fastest
+from trlearner.functional import pure_call, random_state_kept, take, tensors
 from trlearner.learners.protocol import Learner
 from trlearner.output import Draws, Output
 from trlearner.relation import TaskRelation, relation_matrix
 from trlearner.samples import Samples
 from trlearner.seam import Engine
 from trlearner.types import Fast, LossFn, State
+from trlearner.warn import warn
 
 PREFIX = "regularizer."
 Align = Literal["none", "sinkhorn", "hungarian"]
@@ -57,6 +60,8 @@ class TRLearner(nn.Module):
         chunk_size: At most so many models' cross predictions keep their activations at once; the
             others are computed again in the backward pass.
         preset: ``"paper"`` takes the formulas literally: the plain quotient, values, no alignment.
+        planned_steps: How many meta-steps are to come, if you know: engines ``"auto"`` and ``"tune"``
+            compile where that pays, from about 5,000 on.
         generator: Draws the queries, and its seed the heads' noise; by default one seeded like torch,
             apart from the global stream.
 
@@ -86,6 +91,7 @@ class TRLearner(nn.Module):
         queries: float = 1.0,
         chunk_size: int | None = None,
         preset: Literal["paper"] | None = None,
+        planned_steps: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -112,6 +118,7 @@ class TRLearner(nn.Module):
         self.top_k = top_k
         self.queries = queries
         self.chunk_size = chunk_size
+        self.planned_steps = planned_steps
         self._warned: set[str] = set()
         self._check_options()
 
@@ -129,8 +136,10 @@ class TRLearner(nn.Module):
                     learner, batch.replace(batch.support.clone(), batch.query.clone())
                 )
                 return copy
-        engine = learner.check(batch.support, self.loss_fn, batch.query)
-        state = learner.state()
+        engine = learner.check(
+            batch.support, self.loss_fn, batch.query, planned_steps=self.planned_steps
+        )
+        state = learner.state() | self._state_of_loss()
         related = self.lam != 0 and len(batch) > 1
         if related:
             self.encoder.prepare(learner, batch)
@@ -140,9 +149,42 @@ class TRLearner(nn.Module):
             state |= {PREFIX + name: tensor for name, tensor in tensors(self).items()}
         chosen = self._draw_queries(batch.query) if related else None
         draws = Draws(self.lam, self.temperature, related, chosen)
-        if engine.name in compiled.NAMES:
-            return compiled.run(self.step, self, engine, learner, state, batch, draws)
-        return self.step(engine, learner, state, batch, draws)
+        if learner.engine == "tune" and not settled(learner):
+            engine = self._tune(learner, state, batch, draws)
+        try:
+            return self._run(engine, learner, state, batch, draws)
+        except NotCompilable as error:
+            if learner.engine not in SELF_CHOSEN:
+                raise
+            settle(learner, "batched")
+            warn(f"engine={learner.engine!r} goes on with 'batched', for {error}")
+            return self._run(ENGINES["batched"], learner, state, batch, draws)
+
+    def _run(
+        self, engine: Engine, learner: Learner, state: State, batch: TaskBatch, draws: Draws
+    ) -> Output:
+        if engine.name not in compiled.NAMES:
+            return self.step(engine, learner, state, batch, draws)
+        used = self if draws.related else self.loss_fn
+        settings = guard.settings(used) if isinstance(used, nn.Module) else used
+        return compiled.run(self.step, self, engine, learner, state, batch, draws, settings)
+
+    def _tune(self, learner: Learner, state: State, batch: TaskBatch, draws: Draws) -> Engine:
+        """Times the engines on this batch and settles for the fastest."""
+        trained = [t for t in state.values() if t.requires_grad]
+
+        def once(name: str) -> None:
+            with random_state_kept(batch.query.x):
+                loss = self._run(ENGINES[name], learner, state, batch, draws).loss
+                if loss.requires_grad:
+                    torch.autograd.grad(loss, trained, allow_unused=True)
+                if loss.is_cuda:
+                    torch.cuda.synchronize(loss.device)
+
+        masked = batch.support.mask is not None or batch.query.mask is not None
+        eager = ("loop",) if masked and learner.couples_samples() else ("loop", "batched")
+        settle(learner, fastest(once, eager, self.planned_steps))
+        return learner.check(batch.support, self.loss_fn, batch.query)
 
     def step(
         self, engine: Engine, learner: Learner, state: State, batch: TaskBatch, draws: Draws
@@ -156,16 +198,16 @@ class TRLearner(nn.Module):
             batch: The tasks.
             draws: λ, the temperature and the random choices.
         """
-        support, query = batch.support, batch.query
+        support, query, loss_fn = batch.support, batch.query, self._loss(state)
         features = engine.embed(learner, state, support.x, support.mask)
-        fast = engine.adapt(learner, state, features, support, self.loss_fn, learner.steps)
+        fast = engine.adapt(learner, state, features, support, loss_fn, learner.steps)
         asked = engine.embed(learner, state, query.x, query.mask)
         predictions = engine.predict(learner, state, fast, asked, query.mask)
-        own = engine.loss(self.loss_fn, predictions, query.y, query.mask).mean()
+        own = engine.loss(loss_fn, predictions, query.y, query.mask).mean()
         if not draws.related:
             zero = torch.zeros_like(own).detach()
             return Output(own, own.detach(), zero, None, None, predictions.detach(), engine.name)
-        embeddings = self.encoder.encode(learner, state, batch, fast)
+        embeddings = embed_tasks(self.encoder, engine, learner, state, batch, fast)
         relations = relation_matrix(embeddings, state[PREFIX + "relation.weight"])
         weights = relation_weights(
             relations, self.normalize, temperature=draws.temperature, top_k=self.top_k
@@ -173,7 +215,7 @@ class TRLearner(nn.Module):
         mixed, chosen = self._mixture(
             engine, learner, state, batch, fast, asked, relations, weights, draws.queries
         )
-        related = engine.loss(self.loss_fn, mixed, chosen.y, chosen.mask).mean()
+        related = engine.loss(loss_fn, mixed, chosen.y, chosen.mask).mean()
         return Output(
             own + draws.lam * related,
             own.detach(),
@@ -221,6 +263,20 @@ class TRLearner(nn.Module):
         kind = mixture_kind(self.mixture, query.y, self.normalize)
         return mix(predictions, weights, kind, alignment), chosen
 
+    def _state_of_loss(self) -> dict[str, Tensor]:
+        """What a loss that is a module holds (class weights, or parameters of its own)."""
+        if not isinstance(self.loss_fn, nn.Module):
+            return {}
+        return {PREFIX + "loss_fn." + name: t for name, t in tensors(self.loss_fn).items()}
+
+    def _loss(self, state: State) -> LossFn:
+        """`loss_fn`, with what it holds taken from the state."""
+        module, prefix = self.loss_fn, PREFIX + "loss_fn."
+        own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        if not own or not isinstance(module, nn.Module):
+            return module
+        return lambda predictions, targets: pure_call(module, own, predictions, targets)
+
     def _alignment(self, learner: Learner, state: State, batch: TaskBatch) -> Tensor | None:
         if self.align == "none":
             return None
@@ -249,7 +305,8 @@ class TRLearner(nn.Module):
             raise ValueError(f"queries must be a share in (0, 1], got {self.queries!r}.")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature!r}.")
-        for name, value in (("top_k", self.top_k), ("chunk_size", self.chunk_size)):
+        for name in ("top_k", "chunk_size", "planned_steps"):
+            value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 raise ValueError(
                     f"{name} must be a whole number of at least 1, or None, got {value!r}."
@@ -302,7 +359,7 @@ class TRLearner(nn.Module):
     def _warn(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, stacklevel=5)
+            warn(message)
 
     def get_extra_state(self) -> Tensor:
         """Where the draws of queries stand, so that a resumed run goes on with the same."""

@@ -83,6 +83,18 @@ class Samples:
         """Some samples of each task: ``choice [tasks, chosen]`` holds their positions."""
         return self._of(lambda t: take(t, choice))
 
+    def padded(self, samples: int) -> Samples:
+        """Masked samples with more padding, so that every task has so many in all."""
+        missing = samples - self.x.shape[1]
+        if missing <= 0 or self.mask is None:
+            return self
+
+        def more(t: Tensor) -> Tensor:
+            return torch.cat([t, t[:, :1].expand(-1, missing, *t.shape[2:])], 1)
+
+        mask = torch.cat([self.mask, self.mask.new_zeros(len(self), missing)], 1)
+        return self.unchecked(more(self.x), more(self.y), mask, self.ways)
+
     def real(self, task: int) -> Pair:
         """The real samples of one task, without padding: ``x [samples, ...], y [samples, ...]``."""
         x, y = self.x[task], self.y[task]

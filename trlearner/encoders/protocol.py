@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trlearner.batch import TaskBatch
 from trlearner.learners.protocol import Learner
+from trlearner.seam import Engine
 from trlearner.types import Fast, State
 
 PREFIX = "regularizer.encoder."
@@ -51,6 +52,37 @@ class HasPrototypes(Protocol):
 
     def prototypes(self, learner: Learner, state: State, batch: TaskBatch) -> Tensor:
         """Mean features ``[tasks, classes, features]`` of every task's classes."""
+
+
+@runtime_checkable
+class AsksModels(Protocol):
+    """An encoder that asks the adapted models themselves, which takes an engine to run them."""
+
+    def ask(self, engine: Engine, learner: Learner, state: State, fast: Fast) -> Tensor:
+        """Embeddings ``[tasks, dim]``, as `Encoder.encode` would return them."""
+
+
+def embed_tasks(
+    encoder: Encoder,
+    engine: Engine,
+    learner: Learner,
+    state: State,
+    batch: TaskBatch,
+    fast: Fast,
+) -> Tensor:
+    """Embeddings ``[tasks, dim]``, by whichever way the encoder offers.
+
+    Args:
+        encoder: Makes a vector of each task.
+        engine: Ran the adaptation.
+        learner: As in `Encoder.encode`.
+        state: As in `Encoder.encode`.
+        batch: As in `Encoder.encode`.
+        fast: As in `Encoder.encode`.
+    """
+    if isinstance(encoder, AsksModels):
+        return encoder.ask(engine, learner, state, fast)
+    return encoder.encode(learner, state, batch, fast)
 
 
 def check_width(given: int, expected: int, what: str, argument: str) -> None:

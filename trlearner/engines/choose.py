@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Hashable
 
@@ -16,6 +15,7 @@ from trlearner.loss import check_decomposes
 from trlearner.samples import Samples
 from trlearner.seam import Engine, GradientTaskLearner, TaskLearner
 from trlearner.types import LossFn
+from trlearner.warn import warn
 
 ENGINES = {
     engine.name: engine
@@ -29,26 +29,47 @@ ENGINES = {
 }
 TOGETHER = (batched.ENGINE.name, *compiled.NAMES)
 """Engines that run all tasks at once."""
+SELF_CHOSEN = ("auto", "tune")
+"""Names that stand for whichever engine suits."""
 
 
 def choose(
-    learner: TaskLearner, name: str, samples: Samples, loss_fn: LossFn, masked: bool
+    learner: TaskLearner,
+    name: str,
+    samples: Samples,
+    loss_fn: LossFn,
+    masked: bool,
+    planned_steps: int | None = None,
 ) -> Engine:
-    """The engine that `name` asks for; ``"auto"`` decides by layers, device and a trial.
+    """The engine that `name` asks for; ``"auto"`` decides by layers, device, plans and a trial.
 
     ``"auto"`` is ``batched``, except that it is ``loop`` where layers couple samples and tasks are
     masked, where convolutions adapt on a CPU (grouped convolution is slower there), and where the
-    model cannot run under ``vmap``, which is tried once and reported.
+    model cannot run under ``vmap``, which is tried once and reported; and ``compiled`` where enough
+    steps are planned. ``"tune"`` is what `settle` made of it, until then as ``"auto"``.
 
     Raises:
         ValueError: There is no such engine, or it cannot run these samples.
     """
-    if name == "auto":
-        name = _decide(learner, samples, loss_fn, masked)
     check_name(name)
+    if name in SELF_CHOSEN:
+        settled = _settled.get(learner)
+        if settled is None or (masked and learner.couples_samples()):
+            settled = _decide(learner, samples, loss_fn, masked, planned_steps)
+        name = settled
     if name in TOGETHER and masked:
         batched.check_masks(learner, name)
     return ENGINES[name]
+
+
+def settle(learner: TaskLearner, name: str) -> None:
+    """From now on, ``"auto"`` and ``"tune"`` are the engine of this name for this learner."""
+    _settled[learner] = name
+
+
+def settled(learner: TaskLearner) -> bool:
+    """Whether it is known which engine ``"tune"`` is."""
+    return learner in _settled
 
 
 def check_name(name: str) -> None:
@@ -57,8 +78,10 @@ def check_name(name: str) -> None:
     Raises:
         ValueError: Naming those that there are.
     """
-    if name != "auto" and name not in ENGINES:
-        raise ValueError(f"engine must be 'auto' or one of {sorted(ENGINES)}, got {name!r}.")
+    if name not in SELF_CHOSEN and name not in ENGINES:
+        raise ValueError(
+            f"engine must be 'auto', 'tune' or one of {sorted(ENGINES)}, got {name!r}."
+        )
 
 
 def check_loss(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> None:
@@ -80,7 +103,13 @@ def check_loss(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> None:
         checked.add(loss_fn)
 
 
-def _decide(learner: TaskLearner, samples: Samples, loss_fn: LossFn, masked: bool) -> str:
+def _decide(
+    learner: TaskLearner,
+    samples: Samples,
+    loss_fn: LossFn,
+    masked: bool,
+    planned_steps: int | None,
+) -> str:
     if masked and learner.couples_samples():
         return "loop"
     if samples.x.device.type == "cpu" and _adapts_convolutions(learner):
@@ -90,7 +119,10 @@ def _decide(learner: TaskLearner, samples: Samples, loss_fn: LossFn, masked: boo
     modes = tuple(module.training for module in learner.modules())
     if modes not in tried:
         tried[modes] = _runs_batched(learner, samples, loss_fn)
-    return "batched" if tried[modes] else "loop"
+    if not tried[modes]:
+        return "loop"
+    compiles = torch.is_grad_enabled() and (planned_steps or 0) >= compiled.PAYS
+    return "compiled" if compiles else "batched"
 
 
 def _adapts_convolutions(learner: TaskLearner) -> bool:
@@ -108,10 +140,9 @@ def _runs_batched(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> bo
         _trial(learner, samples[:2], loss_fn, batched.ENGINE, steps=1)
     except (RuntimeError, NotImplementedError) as error:
         # Either vmap cannot run the model, or the loop will raise the same where it is understood.
-        warnings.warn(
+        warn(
             f"engine='auto' runs this learner with 'loop', for 'batched' failed: {error}. Pass "
-            "engine='loop' to silence this.",
-            stacklevel=5,
+            "engine='loop' to silence this."
         )
         return False
     return True
@@ -128,6 +159,7 @@ def _trial(
         return engine.predict(learner, state, fast, features, samples.mask)
 
 
+_settled: weakref.WeakKeyDictionary[TaskLearner, str] = weakref.WeakKeyDictionary()
 _decomposing: weakref.WeakKeyDictionary[TaskLearner, weakref.WeakSet[LossFn]] = (
     weakref.WeakKeyDictionary()
 )

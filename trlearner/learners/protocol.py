@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trlearner import functional
+from trlearner.engines import compiled
 from trlearner.engines.choose import ENGINES, TOGETHER, check_loss, check_name, choose
 from trlearner.learners.adapted import Adapted
 from trlearner.samples import Samples
@@ -43,7 +44,7 @@ class Learner(nn.Module, abc.ABC):
     Args:
         model: The user's model; never wrapped, patched or renamed.
         steps: Inner steps; ``0`` for learners that take none.
-        engine: ``"auto"``, ``"higher"``, ``"loop"``, ``"batched"`` or ``"compiled"``.
+        engine: ``"auto"``, ``"tune"``, ``"higher"``, ``"loop"``, ``"batched"`` or ``"compiled"``.
     """
 
     def __init__(self, model: nn.Module, *, steps: int = 0, engine: str = "auto") -> None:
@@ -128,15 +129,24 @@ class Learner(nn.Module, abc.ABC):
         steps = self.steps if steps is None else steps
         check_steps(steps)
         engine = self.check(samples, loss_fn)
-        if engine.name in TOGETHER:
-            # What is compiled is a whole meta-step; a graph for predictions is left to autograd.
-            engine = ENGINES["batched"]
         state = self.state()
+        if self.engine in compiled.NAMES and not torch.is_grad_enabled():
+            fast = compiled.adapt(engine, self, state, samples, loss_fn, steps)
+            return Adapted(self, state, fast, engine)
+        if engine.name in TOGETHER:
+            # A graph that is compiled knows no derivatives; where these are wanted, autograd has them.
+            engine = ENGINES["batched"]
         features = engine.embed(self, state, samples.x, samples.mask)
         fast = engine.adapt(self, state, features, samples, loss_fn, steps)
         return Adapted(self, state, fast, engine)
 
-    def check(self, samples: Samples, loss_fn: LossFn, *others: Samples) -> Engine:
+    def check(
+        self,
+        samples: Samples,
+        loss_fn: LossFn,
+        *others: Samples,
+        planned_steps: int | None = None,
+    ) -> Engine:
         """The engine for these samples, once they have been found fit for it.
 
         Raises:
@@ -145,7 +155,7 @@ class Learner(nn.Module, abc.ABC):
         functional.check_statistics(self.model)
         self.prepare(samples)
         masked = any(s.mask is not None for s in (samples, *others))
-        engine = choose(self, self.engine, samples, loss_fn, masked)
+        engine = choose(self, self.engine, samples, loss_fn, masked, planned_steps)
         if masked and engine.name in TOGETHER:
             check_loss(self, samples, loss_fn)
         return engine

@@ -23,7 +23,7 @@ class ProtoNet(Learner):
 
     Args:
         extractor: Maps inputs ``[samples, ...]`` to features, flattened to ``[samples, features]``.
-        engine: ``"auto"``, ``"higher"``, ``"loop"``, ``"batched"`` or ``"compiled"``.
+        engine: ``"auto"``, ``"tune"``, ``"higher"``, ``"loop"``, ``"batched"`` or ``"compiled"``.
     """
 
     def __init__(self, extractor: nn.Module, engine: str = "auto") -> None:

@@ -1,0 +1,98 @@
+"""How fast is a meta-step? Our engines beside what else there is, in one process, in turns.
+
+    make bench ARGS='--workloads "sinusoid*" --contenders "!compiled*" --json bench.json'
+
+Every contender first shows that its meta-gradient is that of our engine ``loop``, from the same weights on
+the same tasks. A turn is as many steps as take 50 ms, or one. Peers that are not installed are left out;
+in an environment of their own, this gets them:
+
+    pip install -c constraints.txt -e . torchopt parallel-metalearn jax
+
+and ``--learn2learn FOLDER`` takes the sources of one that does not install. First steps take longer where
+TORCHINDUCTOR_CACHE_DIR is a new folder: then Inductor finds nothing that was compiled before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from trlearner.experiments.bench import record, session, stub, table
+from trlearner.experiments.bench.workload import WORKLOADS
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, session.Found]:
+    """Prints the table; returns what was found, by workload."""
+    options = parse(arguments)
+    if options.learn2learn:
+        os.environ[stub.VARIABLE] = str(options.learn2learn)
+    os.environ["NPROC"] = str(options.threads)  # to XLA's CPU client, the number of its threads
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    results: dict[str, session.Found] = {}
+    try:
+        for name in options.workloads:
+            results[name] = session.run(
+                WORKLOADS[name](), options.contenders, options.rounds, options.budget
+            )
+            if options.json:  # after each, for the next may take long
+                settings = {"rounds": options.rounds, "budget_seconds": options.budget}
+                text = json.dumps(record.record(results, settings), indent=2)
+                options.json.write_text(text + "\n")
+    finally:
+        torch.set_num_threads(threads)
+    print(f"\ntorch {torch.__version__}, {options.threads} thread(s), {record.cpu()}\n")
+    parts = (
+        table.table(results, options.rounds),
+        table.starts(results),
+        table.conclusions(results),
+        table.disturbance(results, options.threads),
+    )
+    print("\n".join(filter(None, parts)))
+    return results
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; `workloads` become names."""
+    assert __doc__
+    parser = argparse.ArgumentParser(
+        prog="trlearner.experiments.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--workloads", nargs="+", default=["*"], metavar="PATTERN", help=", ".join(WORKLOADS)
+    )
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help=f"'!x*' leaves out, '!x*@conv*' on some workloads: {', '.join(session.EVERYONE)}",
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each contender")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--budget", type=float, default=10, metavar="SECONDS", help="for one contender's turns"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all of it here")
+    parser.add_argument("--learn2learn", type=Path, metavar="FOLDER", help="its sources")
+    options = parser.parse_args(arguments)
+    if min(options.rounds, options.threads) < 1:
+        parser.error("--rounds and --threads must be at least 1.")
+    patterns, options.workloads = options.workloads, []
+    for name in WORKLOADS:
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            options.workloads.append(name)
+    if not options.workloads:
+        parser.error(f"--workloads must match one of {', '.join(WORKLOADS)}, got {patterns}.")
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What is timed: networks, tasks and settings that every contender gets alike.
+
+A new workload is one function here that returns a `Workload`, and one line in `WORKLOADS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+import trlearner as tr
+from trlearner.types import LossFn
+
+OUTER_RATE = 1e-5
+"""So small that the weights stay about where they began: the last round times what the first did."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One meta-step of second-order MAML, and how TRLearner joins it.
+
+    Attributes:
+        name: As the table has it.
+        build: Makes the network; its last layer is the head.
+        batch: The tasks, the same in every step.
+        loss: Of one task, in the inner loop and the outer one.
+        rate: Of the inner loop.
+        steps: Of the inner loop.
+        encoder: Of the rows with TRLearner; gets the network.
+        relation: Further arguments of `TRLearner`.
+    """
+
+    name: str
+    build: Callable[[], nn.Sequential]
+    batch: tr.TaskBatch
+    loss: LossFn
+    rate: float
+    steps: int
+    encoder: Callable[[nn.Sequential], tr.LabelledEncoder]
+    relation: dict[str, Any] = field(default_factory=dict)
+
+    def net(self) -> nn.Sequential:
+        """A network of its own for everyone who asks, always with the same weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.build()
+
+    def double(self) -> Workload:
+        """The same in float64, where rounding moves nothing across a kink of ReLU or pooling."""
+        return replace(
+            self, build=lambda: self.build().double(), batch=self.batch.to(torch.float64)
+        )
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Support inputs and targets, query inputs and targets: each ``[tasks, samples, ...]``."""
+        (xs, ys, _), (xq, yq, _) = self.batch.support, self.batch.query
+        return xs, ys, xq, yq
+
+    def tasks(self) -> list[tuple[torch.Tensor, ...]]:
+        """The same as one ``(xs, ys, xq, yq)`` a task, for contenders that loop."""
+        return list(zip(*self.tensors(), strict=True))
+
+
+def sinusoid_net() -> nn.Sequential:
+    """1-40-40-1 with ReLU."""
+    layers = [nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1)]
+    return nn.Sequential(*layers)
+
+
+def sinusoid(tasks: int, steps: int = 5) -> Workload:
+    """5 support and 10 query samples of sinusoids of random amplitude and phase."""
+    draw = torch.Generator().manual_seed(0)
+    amplitude = 0.1 + 4.9 * torch.rand(tasks, 1, 1, generator=draw)
+    phase = torch.pi * torch.rand(tasks, 1, 1, generator=draw)
+    x = 10 * torch.rand(tasks, 15, 1, generator=draw) - 5
+    y = amplitude * torch.sin(x + phase)
+    return Workload(
+        name=f"sinusoid-{tasks}",
+        build=sinusoid_net,
+        batch=tr.TaskBatch(support=(x[:, :5], y[:, :5]), query=(x[:, 5:], y[:, 5:])),
+        loss=mse_loss,
+        rate=0.01,
+        steps=steps,
+        encoder=lambda net: tr.LabelledEncoder(None, dim=32, features=1, targets=1),
+    )
+
+
+def conv_net(size: int = 28, filters: int = 32, blocks: int = 4, ways: int = 5) -> nn.Sequential:
+    """Blocks of convolution, batch normalization, ReLU and pooling, and a linear head.
+
+    BatchNorm keeps no running statistics, for not every peer can carry them through a meta-step.
+    """
+    layers: list[nn.Module] = []
+    for block in range(blocks):
+        layers += [
+            nn.Conv2d(1 if block == 0 else filters, filters, 3, padding=1),
+            nn.BatchNorm2d(filters, track_running_stats=False),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+    features = filters * (size // 2**blocks) ** 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, ways))
+
+
+def conv(
+    name: str, steps: int, tasks: int = 4, size: int = 28, queries: int = 15, **net: int
+) -> Workload:
+    """5-way 1-shot, gray images: every class a pattern of its own, its samples noise around it."""
+    draw, ways = torch.Generator().manual_seed(0), 5
+    patterns = torch.randn(tasks, ways, 1, 1, size, size, generator=draw)
+    noise = torch.randn(tasks, ways, 1 + queries, 1, size, size, generator=draw)
+    x, y = patterns + noise, torch.arange(ways).expand(tasks, 1 + queries, ways).mT
+    support, query = (
+        (x[:, :, part].flatten(1, 2), y[:, :, part].flatten(1, 2))
+        for part in (slice(1), slice(1, None))
+    )
+    return Workload(
+        name=name,
+        build=partial(conv_net, size, **net),
+        batch=tr.TaskBatch(support, query, ways=ways),
+        loss=cross_entropy,
+        rate=0.1,
+        steps=steps,
+        encoder=lambda net: tr.LabelledEncoder(net[:-1], dim=32),
+        relation={"align": "sinkhorn"},
+    )
+
+
+WORKLOADS: dict[str, Callable[[], Workload]] = {
+    **{f"sinusoid-{tasks}": partial(sinusoid, tasks) for tasks in (4, 16, 64)},
+    "conv4-1step": partial(conv, "conv4-1step", steps=1),
+    "conv4-5step": partial(conv, "conv4-5step", steps=5),
+}
+"""Every workload by the name that it gets; made only when it is wanted."""

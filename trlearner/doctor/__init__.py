@@ -1,0 +1,1 @@
+"""Which layers of a model will not work in second-order meta-learning, and what to do about it."""

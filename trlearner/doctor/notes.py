@@ -1,0 +1,147 @@
+"""What needs no trial: statistics, in-place writes, convolutions, parameters without a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from trlearner.doctor.explain import ONE_BY_ONE
+from trlearner.doctor.finding import TOGETHER, Finding
+from trlearner.doctor.record import Write
+from trlearner.functional import check_statistics, couples_samples
+
+Name = Callable[[nn.Module], str]
+
+
+def of_norms(model: nn.Module, name: Name, masked: bool) -> Iterator[Finding]:
+    """Layers that couple samples, and evaluation mode without statistics."""
+    for m in model.modules():
+        layer, kind = name(m), type(m).__name__
+        if isinstance(m, _NormBase) and not _has_statistics(m):
+            yield Finding(
+                layer,
+                "fails",
+                f"{kind} is in evaluation mode, but its running statistics were never updated "
+                "(meta-training discards such updates).",
+                "keep the model in training mode (.train()), build the layer with "
+                "track_running_stats=False, or use GroupNorm.",
+            )
+        elif getattr(m, "couples_samples", False) or (
+            isinstance(m, _BatchNorm) and couples_samples(m)
+        ):
+            problem = f"{kind} looks at the other samples of a task"
+            if masked:
+                yield Finding(
+                    layer,
+                    "slow",
+                    f"{problem}, and some of them are masked.",
+                    f"use GroupNorm or tasks of one size, {ONE_BY_ONE}.",
+                    TOGETHER,
+                )
+            else:
+                fix = "nothing, unless tasks differ in size: then use GroupNorm or engine='auto'."
+                yield Finding(layer, "note", f"{problem}.", fix, TOGETHER)
+
+
+def _has_statistics(layer: _NormBase) -> bool:
+    try:
+        check_statistics(layer)
+    except ValueError:
+        return False
+    return True
+
+
+def of_writes(writes: Collection[Write], name: Name) -> Iterator[Finding]:
+    """In-place writes into what belongs to the user or to the learner."""
+    for write in writes:
+        module = write.node.module
+        if module is None:
+            continue
+        layer, kind = name(module), type(module).__name__
+        if write.what == "buffer":
+            yield Finding(
+                layer,
+                "note",
+                f"{kind} updates its buffer {write.name!r} in its forward; such updates are discarded.",
+                "update it outside of the meta-step, if it matters.",
+            )
+        elif write.what == "parameter":
+            yield Finding(
+                layer,
+                "fails",
+                f"{kind} writes into its parameter {write.name!r} in place, behind the gradient's back.",
+                "compute a new tensor and use that, e.g. `weight = self.weight.clamp(-1, 1)`.",
+            )
+        else:
+            yield Finding(
+                layer,
+                "fails",
+                f"{kind} writes into the batch's {write.what} in place, so that every step sees others.",
+                "pass inplace=False, or write `x = x * 2` for `x *= 2`.",
+            )
+
+
+def of_convolutions(model: nn.Module, name: Name, moved: Collection[int]) -> Iterator[Finding]:
+    """Convolutions that adapt on a CPU; `moved` has the ids of what adapts."""
+    for m in model.modules():
+        if isinstance(m, _ConvNd) and any(id(p) in moved and p.is_cpu for p in m.parameters()):
+            yield Finding(
+                name(m),
+                "slow",
+                f"{type(m).__name__} adapts on a CPU, where a convolution of many tasks at once is "
+                "slower than one task at a time.",
+                "nothing: engine='auto' takes 'loop' here; a GPU runs 'batched'.",
+                TOGETHER,
+            )
+
+
+def of_parameters(
+    model: nn.Module, name: Name, ran: Collection[nn.Module], reached: Collection[int] | None
+) -> Iterator[Finding]:
+    """Parameters that are frozen, unused or cut off.
+
+    Args:
+        model: Whose they are.
+        name: Names its modules.
+        ran: Which of these ran.
+        reached: The ids of parameters with a gradient; ``None`` where it is not known.
+    """
+    told: set[int] = set()
+    for m in model.modules():
+        parts = {id(p) for p in m.parameters()}
+        used = any(part in ran for part in m.modules())
+        if reached is not None and parts and not used and not parts & (told | set(reached)):
+            told |= parts
+            yield Finding(
+                name(m),
+                "note",
+                f"{type(m).__name__} never runs, so its parameters neither adapt nor learn.",
+                "call it in the model's forward, or remove it.",
+            )
+        own = {n: p for n, p in m.named_parameters(recurse=False) if id(p) not in told}
+        told |= {id(p) for p in own.values()}
+        yield from _of_own(name(m), type(m).__name__, own, reached)
+
+
+def _of_own(
+    layer: str, kind: str, own: dict[str, nn.Parameter], reached: Collection[int] | None
+) -> Iterator[Finding]:
+    frozen = [n for n, p in own.items() if not p.requires_grad]
+    if frozen:
+        yield Finding(
+            layer,
+            "note",
+            f"{kind} has {', '.join(frozen)} frozen, which neither adapt nor learn.",
+            "call .requires_grad_() on them, if they should.",
+        )
+    cut = [n for n, p in own.items() if p.requires_grad and id(p) not in (reached or ())]
+    if cut and reached is not None:
+        yield Finding(
+            layer,
+            "fails",
+            f"{kind} runs, but no gradient of the loss reaches {', '.join(cut)}.",
+            "look behind it for .detach(), .data, torch.no_grad() or argmax; remove what is unused.",
+        )

@@ -1,0 +1,86 @@
+"""An encoder that describes a task by what its adapted model says."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trlearner.batch import TaskBatch
+from trlearner.encoders.protocol import Encoder, check_width
+from trlearner.engines import loop
+from trlearner.learners.protocol import Learner
+from trlearner.seam import Engine
+from trlearner.types import Fast, State
+
+
+class FunctionEncoder(Encoder):
+    """``e_i = f_i(probe)``, flattened: each adapted model's predictions on the same inputs.
+
+    It works with every learner and sees whatever adaptation sees, labels included. It is at its best
+    where few inputs show what a function is, as in low-dimensional regression. Predictions are compared
+    as they are, so what all tasks' outputs have in common makes them look alike: standardize targets
+    that lie far from zero. Class logits can be compared only where tasks number their classes alike.
+
+    Layers that couple samples (BatchNorm in training mode) see the probe as one batch, and random
+    layers draw for it as for any other inputs.
+
+    Args:
+        probe: Inputs ``[probes, ...]`` of the kind that the model takes. They are a buffer: saved with
+            the regularizer and moved by its ``.to(...)`` and ``.double()``.
+        outputs: How many numbers a prediction has; for classifiers, the number of classes.
+        detach: Train the learner by nothing that the relations want.
+
+    Example:
+        >>> import trlearner as tr
+        >>> learner = tr.MAML(torch.nn.Linear(1, 1), lr=0.1, steps=2)
+        >>> encoder = tr.FunctionEncoder(probe=torch.linspace(-1, 1, 8)[:, None])
+        >>> reg, x = tr.TRLearner(encoder=encoder), torch.rand(4, 10, 1)
+        >>> reg(learner, tr.TaskBatch(support=(x, 2 * x), query=(x, 2 * x))).relations.shape
+        torch.Size([4, 4])
+        >>> encoder.dim
+        8
+    """
+
+    probe: Tensor
+
+    def __init__(self, probe: Tensor, outputs: int = 1, detach: bool = False) -> None:
+        super().__init__()
+        if not isinstance(probe, torch.Tensor) or probe.ndim == 0 or len(probe) == 0:
+            got = list(probe.shape) if isinstance(probe, torch.Tensor) else type(probe).__name__
+            raise ValueError(
+                f"probe must be a tensor of inputs [probes, ...], at least one, got {got}. Pass e.g. "
+                "torch.linspace(-5, 5, 20)[:, None]."
+            )
+        if not isinstance(outputs, int) or outputs < 1:
+            raise ValueError(f"outputs must be a whole number of at least 1, got {outputs!r}.")
+        self.dim = len(probe) * outputs
+        self.outputs = outputs
+        self.detach = detach
+        self.register_buffer("probe", probe.detach())
+
+    def prepare(self, learner: Learner, batch: TaskBatch) -> None:
+        """Refuses a probe that is unlike the batch's inputs, before any graph is made of it."""
+        x = batch.support.x
+        kinds = [(t.dtype, t.device, t.ndim) for t in (self.probe[0], x[0, 0])]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"probe must be inputs [probes, ...] like the samples of a batch, {_kind(x[0])}, got "
+                f"{_kind(self.probe)}. Give each probe the shape of a sample, and move it along with "
+                "the regularizer: reg.to(...), reg.double()."
+            )
+
+    def encode(self, learner: Learner, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
+        """As `ask`, by one model after the other."""
+        return self.ask(loop.ENGINE, learner, state, fast)
+
+    def ask(self, engine: Engine, learner: Learner, state: State, fast: Fast) -> Tensor:
+        """Every model's predictions on the probe: ``[tasks, dim]``."""
+        # To the engine the probe is one more task, which every model is asked about.
+        features = engine.embed(learner, state, self.own(state)["probe"][None], None)
+        answers = engine.cross(learner, state, fast, features, None, None)[:, 0]
+        check_width(answers[0, 0].numel(), self.outputs, "a prediction", "outputs")
+        return (answers.detach() if self.detach else answers).flatten(1)
+
+
+def _kind(x: Tensor) -> str:
+    return f"{list(x.shape)} of {x.dtype} on {x.device}"

@@ -1,0 +1,124 @@
+"""An encoder that describes a task by its adaptation."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trlearner.batch import TaskBatch
+from trlearner.encoders.protocol import Encoder
+from trlearner.learners.protocol import Learner
+from trlearner.seam import GradientTaskLearner
+from trlearner.types import Fast, State
+
+WORD = 0xFFFFFFFF
+Integers = TypeVar("Integers", int, Tensor)
+
+
+class UpdateEncoder(Encoder):
+    """``e_i[b] = sum of s(p) (theta_i - theta)_p over all p with h(p) = b``: the update, sketched.
+
+    Everything that adapted to task i, minus where it started, as one vector, compressed to `dim` numbers
+    by a count-sketch (Charikar et al. 2002): each coordinate p is added to a bucket h(p) with a sign
+    s(p), both hashed anew at every call, so nothing is learned or stored. Inner products survive in
+    expectation over seeds; a cosine is off by about ``1 / sqrt(dim)``.
+
+    It needs no extractor and sees whatever the inner loop sees, labels included. Parameters with large
+    updates dominate. With a learner's ``first_order=True`` the embeddings teach its initial parameters
+    nothing: there ``theta_i - theta`` does not depend on theta. With ``steps=0`` all embeddings
+    are zero, and so are the relations.
+
+    Args:
+        dim: How many buckets.
+        seed: Of the hash; another seed is another sketch.
+        detach: Train the learner by nothing that the relations want.
+
+    Example:
+        >>> import trlearner as tr
+        >>> learner = tr.MAML(torch.nn.Linear(1, 1), lr=0.1, steps=2)
+        >>> reg = tr.TRLearner(encoder=tr.UpdateEncoder(dim=16))
+        >>> x = torch.rand(4, 10, 1)
+        >>> reg(learner, tr.TaskBatch(support=(x, 2 * x), query=(x, 2 * x))).relations.shape
+        torch.Size([4, 4])
+        >>> list(reg.encoder.state_dict())
+        []
+    """
+
+    def __init__(self, dim: int, seed: int = 0, detach: bool = False) -> None:
+        super().__init__()
+        if not isinstance(dim, int) or dim < 1:
+            raise ValueError(f"dim must be a whole number of at least 1, got {dim!r}.")
+        if not isinstance(seed, int):
+            raise ValueError(f"seed must be a whole number, got {seed!r}.")
+        self.dim = dim
+        self.seed = seed
+        self.detach = detach
+
+    def prepare(self, learner: Learner, batch: TaskBatch) -> None:
+        """Refuses a learner that descends no gradient, before any graph is made of it."""
+        _descending(learner)
+
+    def encode(self, learner: Learner, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
+        """The sketched update of every task: ``[tasks, dim]``."""
+        start = _descending(learner).start(state)
+        updates = torch.cat([(fast[name] - value).flatten(1) for name, value in start.items()], 1)
+        return count_sketch(updates.detach() if self.detach else updates, self.dim, self.seed)
+
+
+def count_sketch(
+    vectors: Float[Tensor, "tasks coordinates"], dim: int, seed: int = 0
+) -> Float[Tensor, "tasks {dim}"]:
+    """Vectors compressed to `dim` numbers, such that inner products stay the same in expectation.
+
+    e[b] = sum of s(p) v_p over all p with h(p) = b (Charikar et al. 2002); see `buckets_and_signs`.
+
+    Args:
+        vectors: One a task.
+        dim: How many buckets.
+        seed: Of the hash.
+
+    Example:
+        >>> count_sketch(torch.eye(2, 3), dim=4)
+        tensor([[ 1.,  0.,  0.,  0.],
+                [ 0.,  0.,  0., -1.]])
+    """
+    buckets, signs = buckets_and_signs(vectors.shape[1], dim, seed, vectors.device)
+    # In half precision a long sum would lose most of its terms.
+    wide = vectors.to(torch.promote_types(torch.float32, vectors.dtype))
+    return wide.new_zeros(len(vectors), dim).index_add(1, buckets, wide * signs)
+
+
+def buckets_and_signs(
+    coordinates: int, dim: int, seed: int, device: torch.device | None = None
+) -> tuple[Int[Tensor, " coordinates"], Int[Tensor, " coordinates"]]:
+    """The bucket in ``range(dim)`` and the sign of every coordinate; the same on every device.
+
+    Both are read off ``mix(mix(p) ^ key)``: the sign is its last bit, the bucket the rest of it modulo `dim`.
+    """
+    key = _mix(_mix(seed & WORD) ^ ((seed >> 32) & WORD))
+    hashed = _mix(_mix(torch.arange(coordinates, device=device)) ^ key)
+    return (hashed >> 1) % dim, 1 - 2 * (hashed & 1)
+
+
+def _mix(word: Integers) -> Integers:
+    """A bijection of 32-bit words that flips every bit of its result with probability 1/2.
+
+    The constants are those of hash-prospector (Wellons 2018; TheIronBorn 2022). Both are below 2^31, so
+    that every product fits into int64: how a device wraps what overflows cannot matter.
+    """
+    word = (word ^ (word >> 16)) * 0x21F0AAAD & WORD
+    word = (word ^ (word >> 15)) * 0x735A2D97 & WORD
+    return word ^ (word >> 15)
+
+
+def _descending(learner: Learner) -> GradientTaskLearner:
+    if not isinstance(learner, GradientTaskLearner):
+        raise TypeError(
+            "UpdateEncoder describes a task by how gradient descent moves parameters, but "
+            f"{type(learner).__name__} descends no gradient. Use InputEncoder, LabelledEncoder or "
+            "FunctionEncoder."
+        )
+    return learner

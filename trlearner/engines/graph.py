@@ -1,0 +1,161 @@
+"""A step traced into one graph, compiled by Inductor, with its gradient known to autograd."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+Function = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""A pure function of named tensors; what it calls ``loss`` is what gradients are taken of."""
+
+
+class NotCompilable(RuntimeError):
+    """A step cannot be made into a graph, or there is nothing to compile it with."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A function of a flat list of tensors, and how to read the list that it returns."""
+
+    run: Callable[..., Sequence[Tensor]]
+    outputs: tuple[str, ...]
+    trained: tuple[str, ...]  # the inputs that have a gradient, in the order of the last results
+
+    def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs by name; ``loss`` carries the gradient of the inputs that were to have one."""
+        with torch.no_grad():
+            found = self.run(*inputs.values())
+        outputs = dict(zip(self.outputs, found, strict=False))
+        if self.trained:
+            gradients = found[len(self.outputs) :]
+            trained = [inputs[name] for name in self.trained]
+            outputs["loss"] = _Known.apply(outputs["loss"], gradients, *trained)
+        return outputs
+
+
+class _Known(torch.autograd.Function):
+    """A loss whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *trained: Tensor) -> Tensor:
+        # Saved for what autograd checks of saved tensors: that nobody changes them before backward,
+        # and that nobody goes backward twice.
+        ctx.save_for_backward(*trained)
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a compiled meta-step knows its gradient, but not that gradient's derivative: "
+                "create_graph=True needs engine='batched'."
+            )
+        assert len(ctx.saved_tensors) == len(ctx.gradients)
+        return None, None, *torch._foreach_mul(ctx.gradients, upstream)
+
+
+def build(
+    function: Function, inputs: dict[str, Tensor], wanted: Sequence[str], engine: str, compile: bool
+) -> Graph:
+    """Traces and, if asked to, compiles.
+
+    Args:
+        function: What to trace.
+        inputs: An example of what it takes; the graph takes the same names, shapes and types.
+        wanted: The inputs whose gradients the graph is to compute, where there are any.
+        engine: What error texts call the engine.
+        compile: Whether Inductor compiles what was traced.
+
+    Raises:
+        NotCompilable: With the reason and what to do.
+    """
+    started = time.perf_counter()
+    try:
+        traced, outputs, trained = _trace(function, inputs, wanted)
+    except Exception as error:
+        raise NotCompilable(
+            f"engine={engine!r} could not trace this meta-step: {error}\nA model must not branch "
+            "on the values of tensors, and every tensor that it or the loss uses must be a parameter, "
+            "a buffer or an argument. Use engine='batched' or 'auto'."
+        ) from error
+    if not compile:
+        return Graph(traced, outputs, trained)
+    say(f"compiling {len(traced.graph.nodes)} operations, traced in {_since(started)}...")
+    graph = Graph(_inductor(traced, list(inputs.values())), outputs, trained)
+    say(f"compiled in {_since(started)}; further steps reuse it.")
+    return graph
+
+
+def _trace(
+    function: Function, inputs: dict[str, Tensor], wanted: Sequence[str]
+) -> tuple[torch.fx.GraphModule, tuple[str, ...], tuple[str, ...]]:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    seen: list[tuple[str, ...]] = []
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        given = dict(zip(inputs, tensors, strict=True))
+        given |= {name: given[name].detach().requires_grad_() for name in wanted}
+        with torch.set_grad_enabled(bool(wanted)):
+            outputs = function(given)
+            found: Sequence[Tensor | None] = ()
+            if wanted:
+                targets = [given[name] for name in wanted]
+                found = torch.autograd.grad(outputs["loss"], targets, allow_unused=True)
+        trained = [name for name, g in zip(wanted, found, strict=True) if g is not None]
+        seen[:] = [tuple(outputs), tuple(trained)]
+        return [t.detach() for t in (*outputs.values(), *found) if t is not None]
+
+    graph = make_fx(flat, tracing_mode="fake")(*(t.detach() for t in inputs.values()))
+    return graph, seen[0], seen[1]
+
+
+def _inductor(
+    graph: torch.fx.GraphModule, example: list[Tensor]
+) -> Callable[..., Sequence[Tensor]]:
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torch._guards import TracingContext, tracing
+            from torch._inductor import compile_fx, config
+            from torch._subclasses import FakeTensorMode
+            from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+            # Shapes are fixed, but without a shape environment Inductor's caches on disk are
+            # bypassed, and a second process would compile all over again.
+            fake = FakeTensorMode(shape_env=ShapeEnv())
+            fakes = [fake.from_tensor(t.detach(), static_shapes=True) for t in example]
+            # With fallback_random, random layers draw what they would draw without a compiler. A
+            # wrapper in C++ calls small kernels with half the delay of one in Python.
+            on_cpu = all(t.device.type == "cpu" for t in example)
+            with (
+                config.patch(fallback_random=True, cpp_wrapper=on_cpu),
+                tracing(TracingContext(fake)),
+            ):
+                compiled = cast(
+                    Callable[..., Sequence[Tensor]], compile_fx.compile_fx(graph, fakes)
+                )
+            compiled(*example)
+    except Exception as error:
+        raise NotCompilable(
+            f"engine='compiled' could not compile this meta-step: {error}\nInductor needs a C++ "
+            "compiler (g++ or clang++) on a CPU, and Triton on a GPU. Use engine='batched'."
+        ) from error
+    return compiled
+
+
+def say(text: str) -> None:
+    """One line of progress, on stderr."""
+    print(f"trlearner: {text}", file=sys.stderr, flush=True)
+
+
+def _since(start: float) -> str:
+    return f"{time.perf_counter() - start:.1f} s"
