@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import trlearner as tr
+from trlearner.engines import compiled
 
 STEPS, WARM = 2000, 100
 ALLOWED = 8 * 2**20
@@ -61,9 +62,19 @@ def growth(engine: str, steps: int, warm: int, keep: bool = False) -> tuple[int,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["higher", "loop", "batched", "compiled"])
-def test_memory_does_not_grow(engine: str):
-    grown, first, last = growth(engine, STEPS, WARM)
-    assert grown < ALLOWED, f"{grown / 2**20:.1f} MiB in {STEPS - WARM} steps"
+def test_memory_does_not_grow(engine: str, monkeypatch: pytest.MonkeyPatch):
+    built: list[str] = []
+    build = compiled.build
+
+    def counting(*arguments, **options):
+        built.append(engine)
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(compiled, "build", counting)
+    steps = 5000 if engine == "compiled" else STEPS
+    grown, first, last = growth(engine, steps, WARM)
+    assert grown < ALLOWED, f"{grown / 2**20:.1f} MiB in {steps - WARM} steps"
+    assert len(built) == (engine == "compiled")
     # The steps did something: they trained.
     assert last < first
 
