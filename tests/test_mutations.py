@@ -20,9 +20,9 @@ SUITE = [
 ]
 
 MUTANTS = {
-    "relation term dropped": ("regularizer.py", "own + draws.lam * related", "own + 0 * related"),
-    "task term dropped": ("regularizer.py", "own + draws.lam * related", "draws.lam * related"),
-    "lambda dropped": ("regularizer.py", "own + draws.lam * related", "own + related"),
+    "relation term dropped": ("regularizer.py", "own + draws.lam * term.loss", "own + 0 * term.loss"),
+    "task term dropped": ("regularizer.py", "own + draws.lam * term.loss", "draws.lam * term.loss"),
+    "lambda dropped": ("regularizer.py", "own + draws.lam * term.loss", "own + term.loss"),
     "w_ij swapped for w_ji": (
         "consistency.py",
         "share = weights.T.reshape(*weights.T",
@@ -54,8 +54,8 @@ MUTANTS = {
     ),
     "own loss of other task": (
         "regularizer.py",
-        "engine.loss(self.loss_fn, mixed, chosen.y, ",
-        "engine.loss(self.loss_fn, mixed, chosen.y.roll(1, 0), ",
+        "engine.loss(self._loss(state), mixed, chosen.y, ",
+        "engine.loss(self._loss(state), mixed, chosen.y.roll(1, 0), ",
     ),
     "first order everywhere": (
         "engines/loop.py",

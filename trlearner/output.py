@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -38,3 +39,11 @@ class Draws:
     temperature: float | Tensor
     related: bool  # whether there is a relation term at all
     queries: Tensor | None  # [tasks, chosen]: the queries that it looks at; None for all
+
+
+class Term(NamedTuple):
+    """The relation term and what it is made of, with their graph."""
+
+    loss: Tensor  # scalar
+    relations: Tensor  # [tasks, models]
+    weights: Tensor  # [tasks, models]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ from trlearner.engines.graph import NotCompilable
 from trlearner.engines.tune import fastest
 from trlearner.functional import pure_call, random_state_kept, take, tensors
 from trlearner.learners.protocol import Learner
-from trlearner.output import Draws, Output
+from trlearner.options import OPTIONS, Align, check_options
+from trlearner.output import Draws, Output, Term
 from trlearner.relation import TaskRelation, relation_matrix
 from trlearner.samples import Samples
 from trlearner.seam import Engine
@@ -35,7 +36,6 @@ from trlearner.types import Fast, LossFn, State
 from trlearner.warn import warn
 
 PREFIX = "regularizer."
-Align = Literal["none", "sinkhorn", "hungarian"]
 
 
 class TRLearner(nn.Module):
@@ -207,6 +207,38 @@ class TRLearner(nn.Module):
         if not draws.related:
             zero = torch.zeros_like(own).detach()
             return Output(own, own.detach(), zero, None, None, predictions.detach(), engine.name)
+        term = self.term(engine, learner, state, batch, fast, asked, draws)
+        return Output(
+            own + draws.lam * term.loss,
+            own.detach(),
+            term.loss.detach(),
+            term.relations.detach(),
+            term.weights.detach(),
+            predictions.detach(),
+            engine.name,
+        )
+
+    def term(
+        self,
+        engine: Engine,
+        learner: Learner,
+        state: State,
+        batch: TaskBatch,
+        fast: Fast,
+        asked: Tensor,
+        draws: Draws,
+    ) -> Term:
+        """The relation term of adapted models, which `step` adds to the learner's own loss.
+
+        Args:
+            engine: Asks the models.
+            learner: Whose models these are.
+            state: As in `step`.
+            batch: As in `step`.
+            fast: The models.
+            asked: What ``engine.embed`` made of the queries.
+            draws: As in `step`.
+        """
         embeddings = embed_tasks(self.encoder, engine, learner, state, batch, fast)
         relations = relation_matrix(embeddings, state[PREFIX + "relation.weight"])
         weights = relation_weights(
@@ -215,16 +247,8 @@ class TRLearner(nn.Module):
         mixed, chosen = self._mixture(
             engine, learner, state, batch, fast, asked, relations, weights, draws.queries
         )
-        related = engine.loss(loss_fn, mixed, chosen.y, chosen.mask).mean()
-        return Output(
-            own + draws.lam * related,
-            own.detach(),
-            related.detach(),
-            relations.detach(),
-            weights.detach(),
-            predictions.detach(),
-            engine.name,
-        )
+        related = engine.loss(self._loss(state), mixed, chosen.y, chosen.mask).mean()
+        return Term(related, relations, weights)
 
     def _mixture(
         self,
@@ -299,31 +323,7 @@ class TRLearner(nn.Module):
         return keys.argsort(1)[:, :count]
 
     def _check_options(self) -> None:
-        if not (isinstance(self.lam, (int, float)) and math.isfinite(self.lam) and self.lam >= 0):
-            raise ValueError(f"lam must be a finite number of at least 0, got {self.lam!r}.")
-        if not (isinstance(self.queries, (int, float)) and 0 < self.queries <= 1):
-            raise ValueError(f"queries must be a share in (0, 1], got {self.queries!r}.")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature!r}.")
-        for name in ("top_k", "chunk_size", "planned_steps"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                raise ValueError(
-                    f"{name} must be a whole number of at least 1, or None, got {value!r}."
-                )
-        if self.normalize not in get_args(Normalize):
-            raise ValueError(
-                f"normalize must be one of {get_args(Normalize)}, got {self.normalize!r}."
-            )
-        if self.mixture not in get_args(Mixture):
-            raise ValueError(f"mixture must be one of {get_args(Mixture)}, got {self.mixture!r}.")
-        if self.align not in get_args(Align):
-            raise ValueError(f"align must be one of {get_args(Align)}, got {self.align!r}.")
-        if self.align != "none" and not isinstance(self.encoder, HasPrototypes):
-            raise ValueError(
-                f"align={self.align!r} compares class prototypes, which {type(self.encoder).__name__} "
-                "does not have. Use InputEncoder or LabelledEncoder, or align='none'."
-            )
+        check_options(**{name: getattr(self, name) for name in OPTIONS}, encoder=self.encoder)
 
     def _check_call(self, learner: Learner, batch: TaskBatch) -> None:
         if not isinstance(learner, Learner):

@@ -1,0 +1,53 @@
+"""The options of `TRLearner`, and what they must be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+from trlearner.consistency import Mixture, Normalize
+from trlearner.encoders.protocol import Encoder, HasPrototypes
+
+Align = Literal["none", "sinkhorn", "hungarian"]
+
+OPTIONS = (
+    "lam",
+    "normalize",
+    "temperature",
+    "mixture",
+    "align",
+    "top_k",
+    "queries",
+    "chunk_size",
+    "planned_steps",
+)
+"""May be set anew at any time, so they are checked at every step."""
+
+
+def check_options(*, encoder: Encoder, **options: Any) -> None:
+    """Refuse options that make no sense.
+
+    Raises:
+        ValueError: Naming the option, what it was and what it may be.
+    """
+    lam, queries, align = options["lam"], options["queries"], options["align"]
+    if not (isinstance(lam, (int, float)) and math.isfinite(lam) and lam >= 0):
+        raise ValueError(f"lam must be a finite number of at least 0, got {lam!r}.")
+    if not (isinstance(queries, (int, float)) and 0 < queries <= 1):
+        raise ValueError(f"queries must be a share in (0, 1], got {queries!r}.")
+    if not options["temperature"] > 0:
+        raise ValueError(f"temperature must be above 0, got {options['temperature']!r}.")
+    for name in ("top_k", "chunk_size", "planned_steps"):
+        value = options[name]
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise ValueError(
+                f"{name} must be a whole number of at least 1, or None, got {value!r}."
+            )
+    for name, kinds in (("normalize", Normalize), ("mixture", Mixture), ("align", Align)):
+        if options[name] not in get_args(kinds):
+            raise ValueError(f"{name} must be one of {get_args(kinds)}, got {options[name]!r}.")
+    if align != "none" and not isinstance(encoder, HasPrototypes):
+        raise ValueError(
+            f"align={align!r} compares class prototypes, which {type(encoder).__name__} "
+            "does not have. Use InputEncoder or LabelledEncoder, or align='none'."
+        )
