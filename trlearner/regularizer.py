@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from trlearner import align
 from trlearner.batch import TaskBatch
 from trlearner.chunks import cross_in_chunks
+from trlearner.collect import Collected
 from trlearner.consistency import (
     Mixture,
     Normalize,
@@ -29,6 +31,7 @@ from trlearner.functional import pure_call, random_state_kept, take, tensors
 from trlearner.learners.protocol import Learner
 from trlearner.options import OPTIONS, Align, check_options
 from trlearner.output import Draws, Output, Term
+from trlearner.regularized import Regularized
 from trlearner.relation import TaskRelation, relation_matrix
 from trlearner.samples import Samples
 from trlearner.seam import Engine
@@ -120,7 +123,7 @@ class TRLearner(nn.Module):
         self.chunk_size = chunk_size
         self.planned_steps = planned_steps
         self._warned: set[str] = set()
-        self._check_options()
+        self.check_options()
 
     def forward(self, learner: Learner, batch: TaskBatch) -> Output:
         """One regularized meta-step, ready for ``out.loss.backward()``.
@@ -128,7 +131,7 @@ class TRLearner(nn.Module):
         Raises:
             ValueError: Naming what about the options, the batch or the model does not fit.
         """
-        self._check_options()
+        self.check_options()
         self._check_call(learner, batch)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
@@ -142,11 +145,7 @@ class TRLearner(nn.Module):
         state = learner.state() | self._state_of_loss()
         related = self.lam != 0 and len(batch) > 1
         if related:
-            self.encoder.prepare(learner, batch)
-            for part in self.encoder.modules():
-                if isinstance(part, Extractor):
-                    part.check()
-            state |= {PREFIX + name: tensor for name, tensor in tensors(self).items()}
+            state |= self._prepared(learner, batch)
         chosen = self._draw_queries(batch.query) if related else None
         draws = Draws(self.lam, self.temperature, related, chosen)
         if learner.engine == "tune" and not settled(learner):
@@ -159,6 +158,78 @@ class TRLearner(nn.Module):
             settle(learner, "batched")
             warn(f"engine={learner.engine!r} goes on with 'batched', for {error}")
             return self._run(ENGINES["batched"], learner, state, batch, draws)
+
+    def _prepared(self, learner: Learner, batch: TaskBatch) -> dict[str, Tensor]:
+        """This module's part of the state, once the encoder is fit for the batch."""
+        self.encoder.prepare(learner, batch)
+        for part in self.encoder.modules():
+            if isinstance(part, Extractor):
+                part.check()
+        return {PREFIX + name: tensor for name, tensor in tensors(self).items()}
+
+    def collect(
+        self,
+        reduction: Literal["mean", "sum"] = "mean",
+        together: bool = False,
+        ways: int | None = None,
+    ) -> Collected:
+        """Collects the tasks of one meta-step of your own loop: ``add`` them, then add ``penalty()``.
+
+        Args:
+            reduction: ``"sum"`` in a loop that does not divide by the number of tasks.
+            together: Ask each model once for all queries; not with BatchNorm in training mode.
+            ways: The number of classes, which alignment needs.
+
+        Example:
+            >>> import trlearner as tr
+            >>> from torch.nn.functional import mse_loss
+            >>> reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=8))
+            >>> w, tasks, loss = torch.ones(1, requires_grad=True), reg.collect(), 0
+            >>> for slope in (1.0, 2.0, 3.0):
+            ...     x = torch.rand(5, 1)
+            ...     (g,) = torch.autograd.grad(mse_loss(w * x, slope * x), w, create_graph=True)
+            ...     fmodel = lambda x, fast=w - 0.1 * g: fast * x
+            ...     tasks.add(fmodel, support=(x, slope * x), query=(x, slope * x))
+            ...     loss = loss + mse_loss(fmodel(x), slope * x) / 3
+            >>> (loss + tasks.penalty()).backward()
+            >>> tasks.term.relations.shape
+            torch.Size([3, 3])
+        """
+        return Collected(self, reduction, together, ways)
+
+    def regularize(
+        self,
+        adapt: Callable[[tuple[Tensor, Tensor]], Callable[[Tensor], Any]],
+    ) -> Regularized:
+        """Decorates an adapt function of your own: what comes back takes whole batches.
+
+        Args:
+            adapt: From a task's support pair ``(x [samples, ...], y [samples, ...])`` to its adapted
+                model, a callable on inputs. It stays at ``.adapt`` of what is returned.
+
+        Example:
+            >>> import trlearner as tr
+            >>> w, x = torch.ones(1, requires_grad=True), torch.rand(4, 5, 1)
+            >>> reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=8))
+            >>> @reg.regularize
+            ... def adapt(support):
+            ...     x, y = support
+            ...     (g,) = torch.autograd.grad((w * x - y).square().mean(), w, create_graph=True)
+            ...     return lambda x, fast=w - 0.1 * g: fast * x
+            >>> out = adapt(tr.TaskBatch(support=(x, 2 * x), query=(x, 2 * x)))
+            >>> out.loss.backward()
+            >>> out.engine, adapt.adapt((x[0], x[0]))(x[0]).shape
+            ('collected', torch.Size([5, 1]))
+        """
+        return Regularized(self, adapt)
+
+    def term_of(self, learner: Learner, engine: Engine, batch: TaskBatch) -> Term:
+        """The relation term of models that were adapted elsewhere; `collect` calls it."""
+        state = self._state_of_loss() | self._prepared(learner, batch)
+        mixture_kind(self.mixture, batch.query.y, self.normalize)
+        draws = Draws(self.lam, self.temperature, True, self._draw_queries(batch.query))
+        fast = {"model": torch.arange(len(batch))}
+        return self.term(engine, learner, state, batch, fast, batch.query.x, draws)
 
     def _run(
         self, engine: Engine, learner: Learner, state: State, batch: TaskBatch, draws: Draws
@@ -322,7 +393,12 @@ class TRLearner(nn.Module):
             keys = torch.where(query.mask, keys, 2.0)
         return keys.argsort(1)[:, :count]
 
-    def _check_options(self) -> None:
+    def check_options(self) -> None:
+        """Refuse options that make no sense; they may have been set anew.
+
+        Raises:
+            ValueError: Naming the option, what it was and what it may be.
+        """
         check_options(**{name: getattr(self, name) for name in OPTIONS}, encoder=self.encoder)
 
     def _check_call(self, learner: Learner, batch: TaskBatch) -> None:

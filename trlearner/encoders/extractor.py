@@ -19,9 +19,11 @@ class Extractor(nn.Module):
 
     Args:
         module: Maps inputs ``[samples, ...]`` to ``[samples, ...]``; ``None`` passes inputs on.
+        borrowed: It is a part of a model that a loop of the user's own trains: it is read as it stands,
+            and nothing of it is ever registered here.
     """
 
-    def __init__(self, module: nn.Module | None) -> None:
+    def __init__(self, module: nn.Module | None, borrowed: bool = False) -> None:
         super().__init__()
         if module is not None and not isinstance(module, nn.Module):
             raise TypeError(
@@ -30,7 +32,8 @@ class Extractor(nn.Module):
             )
         # In a tuple, so that nn.Module does not register it.
         self._module = (nn.Identity() if module is None else module,)
-        self.own: nn.Module | None = self.module
+        self.borrowed = borrowed
+        self.own: nn.Module | None = None if borrowed else self.module
         # The ids of modules and parameters of ours that are a learner's, also of one long gone.
         self._theirs: set[int] = set()
         for learner in living:
@@ -47,7 +50,8 @@ class Extractor(nn.Module):
         ours = {id(part) for part in (*self.module.modules(), *self.module.parameters())}
         theirs = {id(part) for part in (*learner.modules(), *learner.parameters())}
         self._theirs |= ours & theirs
-        self.own = _own(self.module, self._theirs)
+        if not self.borrowed:
+            self.own = _own(self.module, self._theirs)
 
     def check(self) -> None:
         """Refuse BatchNorm statistics that were never updated; see `check_statistics`."""
@@ -85,6 +89,8 @@ class Extractor(nn.Module):
                 local[name] = state[theirs[id(tensor)]]
             elif OWN + name in state:
                 local[name] = state[OWN + name]
+            elif self.borrowed:
+                local[name] = tensor
             else:
                 raise ValueError(
                     f"the extractor's {name!r} belongs to a learner, but not to the one it is used "

@@ -26,6 +26,8 @@ class InputEncoder(Encoder):
         dim: The width of g(x).
         metadata: ``"support"``, or ``"all"`` for support and query inputs.
         detach: Train g by nothing that the relations want.
+        borrowed: g is a part of a model that your own loop trains (see `TRLearner.collect`): it is read as
+            it stands, and is neither among the encoder's parameters nor in its state.
 
     Example:
         >>> encoder = InputEncoder(nn.Linear(2, 8), dim=8)
@@ -39,12 +41,13 @@ class InputEncoder(Encoder):
         dim: int,
         metadata: Literal["support", "all"] = "support",
         detach: bool = False,
+        borrowed: bool = False,
     ) -> None:
         super().__init__()
         if metadata not in ("support", "all"):
             raise ValueError(f"metadata must be 'support' or 'all', got {metadata!r}.")
         self.dim = dim
-        self.extractor = Extractor(extractor)
+        self.extractor = Extractor(extractor, borrowed)
         self.metadata = metadata
         self.detach = detach
 

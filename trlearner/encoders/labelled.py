@@ -31,6 +31,8 @@ class LabelledEncoder(Encoder):
         targets: The width of a regression target; by default it is found at the first batch.
         hidden: The width of the hidden layer.
         detach: Train g by nothing that the relations want.
+        borrowed: g is a part of a model that your own loop trains (see `TRLearner.collect`): it is read as
+            it stands, and is neither among the encoder's parameters nor in its state.
 
     Example:
         >>> LabelledEncoder(None, dim=16, features=1, targets=1).of_features
@@ -45,10 +47,11 @@ class LabelledEncoder(Encoder):
         targets: int | None = None,
         hidden: int = 64,
         detach: bool = False,
+        borrowed: bool = False,
     ) -> None:
         super().__init__()
         self.dim = dim
-        self.extractor = Extractor(extractor)
+        self.extractor = Extractor(extractor, borrowed)
         self.detach = detach
         self.of_features = (
             nn.LazyLinear(hidden) if features is None else nn.Linear(features, hidden)

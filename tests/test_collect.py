@@ -1,0 +1,335 @@
+"""A loop of the user's own, with the relation term: what it computes, and what it refuses."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+import contracts
+import trlearner as tr
+from contracts import close
+
+LR, STEPS = 0.3, 2
+
+
+def regularizer(model: nn.Module, plugged: bool, **options: object) -> tr.TRLearner:
+    """One whose encoder looks through the model; equal weights for equal seeds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        encoder = tr.LabelledEncoder(
+            model.body, dim=4, features=5, targets=3, hidden=5, borrowed=plugged
+        )
+        generator = torch.Generator().manual_seed(5)
+        options = {"heads": 3, "lam": 0.7, "generator": generator, **options}
+        return tr.TRLearner(encoder=encoder, **options).double()
+
+
+def adapt(model: nn.Module, x: Tensor, y: Tensor, loss_fn=mse_loss):  # type: ignore[no-untyped-def]
+    """The user's own inner loop."""
+    fast = dict(model.named_parameters())
+    for _ in range(STEPS):
+        loss = loss_fn(torch.func.functional_call(model, fast, (x,)), y)
+        gradients = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
+        fast = {n: p - LR * g for (n, p), g in zip(fast.items(), gradients, strict=True)}
+    return lambda x, fast=fast: torch.func.functional_call(model, fast, (x,))
+
+
+def by_hand(
+    model: nn.Module, reg: tr.TRLearner, batch: tr.TaskBatch, loss_fn=mse_loss, **options
+) -> tuple[Tensor, tr.collect.Collected]:  # type: ignore[no-untyped-def]
+    tasks, loss = reg.collect(**options), torch.zeros((), dtype=torch.float64)
+    for support, query in contracts.tasks_of(batch):
+        fmodel = adapt(model, *support, loss_fn)
+        tasks.add(fmodel, support=support, query=query)
+        loss = loss + loss_fn(fmodel(query[0]), query[1])
+    if options.get("reduction") != "sum":
+        loss = loss / len(batch)
+    return loss + tasks.penalty(), tasks
+
+
+def engines(model: nn.Module, reg: tr.TRLearner, batch: tr.TaskBatch) -> tr.Output:
+    return reg(tr.MAML(model, lr=LR, steps=STEPS, engine="loop"), batch)
+
+
+def unequal() -> tr.TaskBatch:
+    tasks = contracts.tasks_of(contracts.regression_batch())
+    cut = [
+        ((x[: 5 - i], y[: 5 - i]), (a[: 6 - i], b[: 6 - i]))
+        for i, ((x, y), (a, b)) in enumerate(tasks)
+    ]
+    return tr.TaskBatch.from_tasks(cut)
+
+
+CASES = {
+    "plain": {},
+    "softmax": {"normalize": "softmax"},
+    "top_k": {"top_k": 2},
+    "half the queries": {"queries": 0.5},
+    "chunks": {"chunk_size": 2},
+}
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("sizes", ["equal", "unequal"])
+def test_a_loop_by_hand_computes_what_the_engines_do(
+    sizes: str, options: dict, together: bool
+) -> None:
+    batch = contracts.regression_batch() if sizes == "equal" else unequal()
+    model, twin = contracts.net(), contracts.net()
+    reg, other = regularizer(model, True, **options), regularizer(twin, False, **options)
+    expected = engines(twin, other, batch)
+    loss, tasks = by_hand(model, reg, batch, together=together)
+    close(loss, expected.loss, 1e-10)
+    close(tasks.term.relations, expected.relations, 1e-10)
+    close(tasks.term.weights, expected.weights, 1e-10)
+    found, wanted = (
+        contracts.gradients(loss, model, reg),
+        contracts.gradients(expected.loss, twin, other),
+    )
+    assert list(found) == list(wanted)
+    for name, gradient in wanted.items():
+        close(found[name], gradient, 1e-10)
+
+
+def test_classes_are_matched_as_the_engines_match_them() -> None:
+    options = {"loss_fn": cross_entropy, "align": "sinkhorn"}
+    model, twin, batch = contracts.net(), contracts.net(), contracts.class_batch()
+    reg, other = regularizer(model, True, **options), regularizer(twin, False, **options)
+    expected = engines(twin, other, batch)
+    loss, _ = by_hand(model, reg, batch, cross_entropy, ways=contracts.OUTPUTS)
+    close(loss, expected.loss, 1e-10)
+    close(
+        contracts.gradients(loss, model)["0.body.weight"],
+        contracts.gradients(expected.loss, twin)["0.body.weight"],
+        1e-10,
+    )
+
+
+def test_a_function_encoder_asks_collected_models() -> None:
+    batch, probe = contracts.regression_batch(), torch.randn(3, 2, dtype=torch.float64)
+    results = []
+    for run in (by_hand, engines):
+        model = contracts.net()
+        encoder = tr.FunctionEncoder(probe, outputs=3)
+        g = torch.Generator().manual_seed(0)
+        found = run(model, tr.TRLearner(encoder=encoder, generator=g).double(), batch)
+        results.append(found[0] if isinstance(found, tuple) else found.loss)
+    close(*results, 1e-10)
+
+
+def test_sum_goes_with_a_loop_that_does_not_divide() -> None:
+    batch = contracts.regression_batch()
+    results = []
+    for reduction in ("mean", "sum"):
+        model = contracts.net()
+        loss, _ = by_hand(model, regularizer(model, True), batch, reduction=reduction)
+        results.append(loss)
+    close(results[1], len(batch) * results[0], 1e-12)
+
+
+def test_without_the_term_a_loop_is_its_own_to_the_last_bit() -> None:
+    batch, gradients = contracts.regression_batch(), []
+    for plugged in (True, False):
+        model = contracts.net()
+        if plugged:
+            loss, _ = by_hand(model, regularizer(model, True, lam=0.0), batch)
+        else:
+            loss = torch.zeros((), dtype=torch.float64)
+            for support, query in contracts.tasks_of(batch):
+                loss = loss + mse_loss(adapt(model, *support)(query[0]), query[1])
+            loss = loss / len(batch)
+        gradients.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_batch_statistics_are_those_of_each_task_s_own_queries() -> None:
+    def made() -> nn.Module:
+        model = contracts.net()
+        model.body = nn.Sequential(
+            model.body, nn.BatchNorm1d(5, track_running_stats=False)
+        ).double()
+        return model
+
+    batch, model, twin = contracts.regression_batch(), made(), made()
+    expected = engines(twin, regularizer(twin, False), batch)
+    loss, _ = by_hand(model, regularizer(model, True), batch)
+    close(loss, expected.loss, 1e-10)
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict"])
+def test_predictions_may_be_several_tensors(kind: str) -> None:
+    """Two outputs, each with a loss of its own: as one tensor of both."""
+    batch = contracts.regression_batch()
+
+    def parts(p: Tensor) -> object:
+        first, second = p[:, :1], p[:, 1:].reshape(-1, 2, 1)
+        return (first, second) if kind == "tuple" else {"b": second, "a": first}
+
+    def loss_fn(p: object, y: Tensor) -> Tensor:
+        first, second = (
+            p if isinstance(p, tuple) else (p["a"], p["b"]) if isinstance(p, dict) else parts(p)
+        )
+        return mse_loss(torch.cat([first, second.flatten(1)], 1), y)
+
+    results = []
+    for wrap in (parts, lambda p: p):
+        model = contracts.net()
+        tasks = regularizer(model, True, loss_fn=loss_fn if wrap is parts else mse_loss).collect()
+        for support, query in contracts.tasks_of(batch):
+            fmodel = adapt(model, *support)
+            tasks.add(lambda x, f=fmodel, w=wrap: w(f(x)), support=support, query=query)
+        results.append(tasks.penalty())
+    close(*results, 1e-12)
+
+
+def test_the_model_is_neither_registered_nor_changed() -> None:
+    model = contracts.net()
+    reg, before = regularizer(model, True), {n: p.clone() for n, p in model.named_parameters()}
+    loss, _ = by_hand(model, reg, contracts.regression_batch())
+    loss.backward()
+    ours = {id(p) for p in reg.parameters()}
+    assert not ours & {id(p) for p in model.parameters()}
+    assert not any("body" in name for name in reg.state_dict())
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+    copy = regularizer(contracts.net(), True)
+    copy.load_state_dict(reg.state_dict())
+
+
+def test_under_no_grad_there_is_a_value_and_no_complaint() -> None:
+    batch, model = contracts.regression_batch(), contracts.net()
+    tasks = regularizer(model, True).collect()
+    for support, query in contracts.tasks_of(batch):
+        fmodel = adapt(model, *support)
+        tasks.add(fmodel, support=support, query=query)
+    with torch.no_grad():
+        assert tasks.penalty() > 0
+
+
+WIDER = torch.ones(2, 4, dtype=torch.float64, requires_grad=True)
+
+
+# ---- wrong use ---------------------------------------------------------------------------------
+
+
+def collected(count: int = 3, **options: object) -> tr.collect.Collected:
+    model = contracts.net()
+    tasks = regularizer(model, True, **options).collect()
+    for support, query in contracts.tasks_of(contracts.regression_batch())[:count]:
+        tasks.add(adapt(model, *support), support=support, query=query)
+    return tasks
+
+
+def test_no_task_is_an_error_and_one_a_warning() -> None:
+    with pytest.raises(ValueError, match=r"no task was added: call add\(predict"):
+        collected(0).penalty()
+    with pytest.warns(UserWarning, match="one task has no neighbours"):
+        assert collected(1).penalty() == 0
+
+
+def test_penalty_comes_once_and_last() -> None:
+    tasks = collected()
+    tasks.penalty()
+    with pytest.raises(RuntimeError, match="penalty\\(\\) was called already. Start the next"):
+        tasks.penalty()
+    with pytest.raises(RuntimeError, match="these tasks are done"):
+        tasks.add(nn.Identity(), support=(torch.rand(2, 2),) * 2, query=(torch.rand(2, 2),) * 2)
+
+
+@pytest.mark.parametrize("retained", [False, True])
+def test_backward_before_the_penalty_is_noticed(retained: bool) -> None:
+    model, batch = contracts.net(), contracts.regression_batch()
+    tasks = regularizer(model, True).collect()
+    for support, query in contracts.tasks_of(batch):
+        fmodel = adapt(model, *support)
+        mse_loss(fmodel(query[0]), query[1]).backward(retain_graph=retained)
+        tasks.add(fmodel, support=support, query=query)
+    if retained:
+        tasks.penalty().backward()
+        return
+    with pytest.raises(
+        RuntimeError, match=r"backward\(\) has passed through task 0's inner loop already"
+    ):
+        tasks.penalty()
+
+
+def test_one_module_for_two_tasks_is_refused() -> None:
+    tasks, pair = collected(1), (torch.rand(2, 2), torch.rand(2, 3))
+    model = contracts.net()
+    tasks.add(model, support=pair, query=pair)
+    with pytest.raises(
+        ValueError, match="predict is the very model of a task that was added before"
+    ):
+        tasks.add(model, support=pair, query=pair)
+
+
+def test_a_model_without_gradient_is_refused() -> None:
+    tasks = collected(2)
+    support, query = contracts.tasks_of(contracts.regression_batch())[2]
+    tasks.add(lambda x: torch.zeros(len(x), 3).double(), support=support, query=query)
+    with pytest.raises(
+        ValueError, match="predictions of task 2's model carry no gradient. Adapt it"
+    ):
+        tasks.penalty()
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("predict", "told"),
+    [
+        (
+            lambda x: x.sum(),
+            r"the model of task 2 must return \[samples, \.\.\.\] with samples = 6, .*got \[\]",
+        ),
+        (lambda x: "text", "a tensor or a tuple or dict of them, got str"),
+        (
+            lambda x: x @ torch.ones(2, 4, requires_grad=True).double(),
+            r"one shape, got \[\[3\]\] and, of task 2, \[\[4\]\]",
+        ),
+    ],
+)
+def test_predictions_that_do_not_fit_are_refused(predict, told: str) -> None:  # type: ignore[no-untyped-def]
+    tasks = collected(2)
+    support, query = contracts.tasks_of(contracts.regression_batch())[2]
+    tasks.add(predict, support=support, query=query)
+    with pytest.raises(ValueError, match=told):
+        tasks.penalty()
+
+
+@pytest.mark.unchecked
+def test_what_cannot_be_collected_is_refused() -> None:
+    pair = (torch.rand(2, 2), torch.rand(2, 3))
+    with pytest.raises(
+        TypeError, match="predict must be a callable from inputs to predictions, got int"
+    ):
+        collected(0).add(3, support=pair, query=pair)
+    with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'max'"):
+        regularizer(contracts.net(), True).collect("max")
+    tasks = collected(2)
+    tasks.add(
+        lambda x: x, support=(torch.full((2, 2), torch.nan).double(), pair[1].double()), query=pair
+    )
+    with pytest.raises(ValueError, match="must be finite, got NaN"):
+        tasks.penalty()
+    tasks = tr.TRLearner(encoder=tr.UpdateEncoder(dim=4)).collect()
+    tasks.add(lambda x: x, support=pair, query=pair)
+    with pytest.raises(ValueError, match="UpdateEncoder looks at what a trlearner learner changed"):
+        tasks.penalty()
+
+
+def test_a_forgotten_penalty_is_told() -> None:
+    model = contracts.net()
+    support, query = contracts.tasks_of(contracts.regression_batch())[0]
+    with (
+        pytest.warns(UserWarning, match=r"penalty\(\) was never called"),
+        regularizer(model, True).collect() as tasks,
+    ):
+        tasks.add(adapt(model, *support), support=support, query=query)
+    with warnings.catch_warnings(), regularizer(model, True).collect() as tasks:
+        warnings.simplefilter("error")
+        for support, query in contracts.tasks_of(contracts.regression_batch()):
+            tasks.add(adapt(model, *support), support=support, query=query)
+        tasks.penalty()
+    assert len(tasks) == 4

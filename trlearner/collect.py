@@ -1,0 +1,281 @@
+"""The plug-in for existing loops: adapted models are collected, and the relation term comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from types import TracebackType
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from trlearner.batch import TaskBatch
+from trlearner.encoders.protocol import Encoder
+from trlearner.encoders.update import UpdateEncoder
+from trlearner.functional import per_task
+from trlearner.graph_state import backward_has_passed, clock
+from trlearner.learners.protocol import Learner
+from trlearner.loss import task_loss
+from trlearner.output import Term
+from trlearner.seam import Engine, InnerLoop, TaskLearner
+from trlearner.types import Fast, LossFn, State
+from trlearner.warn import warn
+
+Predict = Callable[[Tensor], Any]
+Pair = tuple[Tensor, Tensor]
+
+
+@runtime_checkable
+class Regularizer(Protocol):
+    """What collecting needs of `TRLearner`."""
+
+    lam: float
+    encoder: Encoder
+
+    def check_options(self) -> None:
+        """Refuse options that make no sense."""
+
+    def term_of(self, learner: Learner, engine: Engine, batch: TaskBatch) -> Term:
+        """The relation term of models that were adapted elsewhere."""
+
+
+class Collected:
+    """The tasks of one meta-step of a loop of the user's own; made by `TRLearner.collect`.
+
+    Attributes:
+        term: L_TR, relations and weights, once `penalty` was called.
+
+    Args:
+        regularizer: Computes the term.
+        reduction: ``"mean"``, or ``"sum"`` in a loop that does not divide by the number of tasks.
+        together: Ask each model once for all tasks' queries, instead of task by task. It is faster, and
+            right only where no sample's prediction depends on the others (no BatchNorm in training mode).
+        ways: The number of classes, which alignment needs.
+    """
+
+    def __init__(
+        self,
+        regularizer: Regularizer,
+        reduction: Literal["mean", "sum"] = "mean",
+        together: bool = False,
+        ways: int | None = None,
+    ) -> None:
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")
+        self.regularizer = regularizer
+        self.reduction = reduction
+        self.together = together
+        self.ways = ways
+        self.term: Term | None = None
+        self._models: list[Predict] = []
+        self._tasks: list[tuple[Pair, Pair]] = []
+        self._ids: list[Hashable] = []
+        self._closed = False
+
+    def add(
+        self,
+        predict: Predict,
+        *,
+        support: Pair,
+        query: Pair,
+        id: Hashable | None = None,
+    ) -> None:
+        """One more task.
+
+        Args:
+            predict: The task's adapted model: any callable from inputs ``[samples, ...]`` to predictions,
+                a tensor, or a tuple or dict of tensors, whose first axis is ``[samples]``.
+            support: Its support samples ``(x [samples, ...], y [samples, ...])``.
+            query: Its query samples.
+            id: The task's name, for looking.
+
+        Raises:
+            TypeError: `predict` cannot be called.
+            ValueError: This model was added before.
+            RuntimeError: `penalty` was called already.
+        """
+        if self._closed:
+            raise RuntimeError(
+                "penalty() was called already: these tasks are done. Start the next meta-step with "
+                "another reg.collect()."
+            )
+        if not callable(predict):
+            raise TypeError(
+                f"predict must be a callable from inputs to predictions, got {type(predict).__name__}."
+            )
+        if any(predict is model for model in self._models):
+            raise ValueError(
+                "predict is the very model of a task that was added before. If your inner loop changes "
+                "one module in place, both tasks would be asked with the last one's parameters: add a "
+                "function of each task's own, e.g. lambda x, p=dict(net.named_parameters()): "
+                "torch.func.functional_call(net, p, (x,))."
+            )
+        self._models.append(predict)
+        self._tasks.append((support, query))
+        self._ids.append(len(self._ids) if id is None else id)
+
+    def penalty(self) -> Tensor:
+        """λ · L_TR of the tasks that were added, to be added to the loop's own loss.
+
+        Raises:
+            RuntimeError: It was called before, or the tasks' graphs are gone.
+            ValueError: There is no task, or something about the tasks does not fit.
+        """
+        if self._closed:
+            raise RuntimeError(
+                "penalty() was called already. Start the next meta-step with another reg.collect()."
+            )
+        self._closed = True
+        if not self._models:
+            raise ValueError(
+                "no task was added: call add(predict, support=..., query=...) for each."
+            )
+        regularizer = self.regularizer
+        regularizer.check_options()
+        if regularizer.lam == 0:
+            return self._nothing()
+        if isinstance(regularizer.encoder, UpdateEncoder):
+            raise ValueError(
+                "UpdateEncoder looks at what a trlearner learner changed, which a loop of your own does "
+                "not show. Use InputEncoder, LabelledEncoder or FunctionEncoder."
+            )
+        batch = TaskBatch.from_tasks(self._tasks, ids=tuple(self._ids), ways=self.ways)
+        if len(batch) == 1:
+            warn("a batch of one task has no neighbours: its relation loss is 0.")
+            return self._nothing()
+        asked = Asked(self._models, self.together)
+        self.term = regularizer.term_of(asked, asked.asking(), batch)
+        scale = len(batch) if self.reduction == "sum" else 1
+        return regularizer.lam * scale * self.term.loss
+
+    def _nothing(self) -> Tensor:
+        return self._tasks[0][1][0].new_zeros((), dtype=torch.get_default_dtype())
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def __enter__(self) -> Collected:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None and self._models and not self._closed:
+            warn("tasks were added, but penalty() was never called: the relation term is missing.")
+
+
+class Asked(Learner):
+    """Models that were adapted elsewhere, as an engine asks them."""
+
+    def __init__(self, models: list[Predict], together: bool) -> None:
+        super().__init__(nn.Identity())
+        self._models, self._together = models, together
+        self._spec: TreeSpec | None = None
+        self._sizes: list[torch.Size] = []
+
+    def inner(self, state: State, loop: InnerLoop) -> Fast:
+        """Nothing is adapted here."""
+        raise NotImplementedError
+
+    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+        """What one model says of inputs ``[samples, ...]``, as one tensor ``[samples, *outputs]``."""
+        started = clock()
+        found, spec = tree_flatten(self._models[int(fast["model"])](features))
+        task = int(fast["model"])
+        for leaf in found:
+            if not isinstance(leaf, Tensor) or leaf.ndim < 1 or len(leaf) != len(features):
+                got = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise ValueError(
+                    f"the model of task {task} must return [samples, ...] with samples = "
+                    f"{len(features)}, a tensor or a tuple or dict of them, got {got}."
+                )
+        sizes = [leaf.shape[1:] for leaf in found]
+        if self._spec is None:
+            self._spec, self._sizes = spec, sizes
+        elif (spec, sizes) != (self._spec, self._sizes):
+            raise ValueError(
+                "all models must return predictions of one shape, got "
+                f"{[list(s) for s in self._sizes]} and, of task {task}, {[list(s) for s in sizes]}."
+            )
+        self._check_graph(found, task, started)
+        if len(found) == 1:
+            return found[0]
+        return torch.cat([leaf.flatten(1) for leaf in found], 1)
+
+    def unpacked(self, predictions: Tensor) -> Any:
+        """Mixed predictions ``[queries, *outputs]``, as the models return theirs."""
+        assert self._spec is not None
+        if len(self._sizes) == 1:
+            return tree_unflatten([predictions], self._spec)
+        parts = predictions.split([size.numel() for size in self._sizes], 1)
+        leaves = [p.reshape(-1, *size) for p, size in zip(parts, self._sizes, strict=True)]
+        return tree_unflatten(leaves, self._spec)
+
+    def couples_samples(self) -> bool:
+        """Unless the user says otherwise, nothing is known of other people's models."""
+        return not self._together
+
+    def asking(self) -> Engine:
+        """An engine that asks the models; adaptation is behind them."""
+
+        def cross(
+            learner: TaskLearner,
+            state: State,
+            fast: Fast,
+            features: Tensor,
+            mask: Tensor | None,
+            neighbours: Tensor | None,
+        ) -> Tensor:
+            models, tasks = fast["model"], len(features)
+            asked = models[:, None].expand(-1, tasks) if neighbours is None else models[neighbours]
+            if neighbours is None and mask is None and self._together:
+                joined = [self.predict(state, {"model": j}, features.flatten(0, 1)) for j in models]
+                return torch.stack(joined).unflatten(1, (tasks, -1))
+            return torch.stack(
+                [
+                    per_task(
+                        lambda i, keep, row=row: self.predict(  # type: ignore[misc]
+                            state, {"model": row[i]}, features[i][keep]
+                        ),
+                        mask,
+                        tasks,
+                    )
+                    for row in asked
+                ]
+            )
+
+        def loss(loss_fn: LossFn, predictions: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+            def unpacking(one: Tensor, targets: Tensor) -> Tensor:
+                return loss_fn(self.unpacked(one), targets)
+
+            keep = [slice(None) if mask is None else mask[i] for i in range(len(y))]
+            rows = [task_loss(unpacking, predictions[i][k], y[i][k]) for i, k in enumerate(keep)]
+            return torch.stack(rows)
+
+        def embed(learner: TaskLearner, state: State, x: Tensor, mask: Tensor | None) -> Tensor:
+            return x
+
+        def nothing(*_: Any) -> Any:
+            raise NotImplementedError
+
+        return Engine("collected", embed, nothing, nothing, cross, loss)
+
+    def _check_graph(self, found: list[Any], task: int, started: int) -> None:
+        if not torch.is_grad_enabled():
+            return
+        if not any(leaf.requires_grad for leaf in found):
+            raise ValueError(
+                f"the predictions of task {task}'s model carry no gradient. Adapt it with a graph: not "
+                "under torch.no_grad(), and without .detach() on adapted parameters (with higher: "
+                "copy_initial_weights=False and track_higher_grads=True)."
+            )
+        if any(backward_has_passed(leaf, started) for leaf in found):
+            raise RuntimeError(
+                f"backward() has passed through task {task}'s inner loop already and freed its graph, "
+                "which the relation term needs. Add the tasks' losses up, and call backward() once: "
+                "(loss + tasks.penalty()).backward()."
+            )

@@ -1,0 +1,70 @@
+"""An adapt function of the user's own, as a whole meta-step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from trlearner import collect
+from trlearner.batch import TaskBatch
+from trlearner.functional import per_task
+from trlearner.output import Output
+from trlearner.types import LossFn
+
+Adapt = Callable[[collect.Pair], collect.Predict]
+
+
+@runtime_checkable
+class Regularizer(collect.Regularizer, Protocol):
+    """What a meta-step needs of `TRLearner`."""
+
+    loss_fn: LossFn
+
+    def collect(self, *, ways: int | None) -> collect.Collected:
+        """Collects tasks."""
+
+
+class Regularized:
+    """A callable on batches; made by `TRLearner.regularize`.
+
+    Attributes:
+        adapt: The user's function, as it was.
+    """
+
+    def __init__(self, regularizer: Regularizer, adapt: Adapt) -> None:
+        self.regularizer = regularizer
+        self.adapt = adapt
+        functools.update_wrapper(self, adapt)
+
+    def __call__(self, batch: TaskBatch) -> Output:
+        """Adapts to every task and adds the relation term: ready for ``out.loss.backward()``."""
+        reg = self.regularizer
+        tasks, losses, answers = reg.collect(ways=batch.ways), list[Tensor](), list[Any]()
+        for i in range(len(batch)):
+            support, (x, y) = batch.support.real(i), batch.query.real(i)
+            model = self.adapt(support)
+            answers.append(model(x))
+            losses.append(reg.loss_fn(answers[-1], y))
+            tasks.add(model, support=support, query=(x, y), id=batch.ids[i] if batch.ids else i)
+        own, penalty = torch.stack(losses).mean(), tasks.penalty()
+        term = tasks.term
+        return Output(
+            own + penalty,
+            own.detach(),
+            torch.zeros_like(own).detach() if term is None else term.loss.detach(),
+            None if term is None else term.relations.detach(),
+            None if term is None else term.weights.detach(),
+            per_task(lambda i, keep: _tensor(answers[i]), batch.query.mask, len(batch)).detach(),
+            "collected",
+        )
+
+
+def _tensor(answer: Any) -> Tensor:
+    """Predictions that are several tensors, as one ``[samples, outputs]``."""
+    leaves = tree_leaves(answer)
+    return leaves[0] if len(leaves) == 1 else torch.cat([leaf.flatten(1) for leaf in leaves], 1)
