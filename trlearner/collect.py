@@ -19,6 +19,7 @@ from trlearner.learners.protocol import Learner
 from trlearner.loss import task_loss
 from trlearner.output import Term
 from trlearner.seam import Engine, InnerLoop, TaskLearner
+from trlearner.two_phase import Adapt, Answer, Cut, cut
 from trlearner.types import Fast, LossFn, State
 from trlearner.warn import warn
 
@@ -32,6 +33,7 @@ class Regularizer(Protocol):
 
     lam: float
     encoder: Encoder
+    loss_fn: LossFn
 
     def check_options(self) -> None:
         """Refuse options that make no sense."""
@@ -114,6 +116,60 @@ class Collected:
         self._models.append(predict)
         self._tasks.append((support, query))
         self._ids.append(len(self._ids) if id is None else id)
+
+    def add_task(
+        self,
+        adapt: Adapt,
+        predict: Answer,
+        *,
+        support: Pair,
+        query: Pair,
+        id: Hashable | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
+        """One more task, of which `backward` will keep no graph; in place of `add`.
+
+        Args:
+            adapt: From the support pair to the adapted parameters: a tensor, or a tuple, list or dict of
+                them. It is called twice, with the same random draws.
+            predict: ``(adapted parameters, x [samples, ...]) -> predictions``.
+            support: As in `add`.
+            query: As in `add`.
+            id: As in `add`.
+            model: Whose buffers (running statistics) are to be as one call of `adapt` leaves them.
+        """
+        self.add(cut(adapt, predict, support, model), support=support, query=query, id=id)
+
+    def backward(self, loss_fn: LossFn | None = None) -> Tensor:
+        """The whole meta-step's backward pass: the tasks' own losses and the relation term.
+
+        It equals ``(loss + tasks.penalty()).backward()`` of all tasks in one graph, but keeps the graph of
+        one inner loop at a time.
+
+        Args:
+            loss_fn: The tasks' own loss; by default the regularizer's.
+
+        Returns:
+            The loss, for looking.
+
+        Raises:
+            RuntimeError: Tasks were added by `add`, or `penalty` was called.
+        """
+        tasks = [model for model in self._models if isinstance(model, Cut)]
+        if self._closed or len(tasks) < len(self._models):
+            raise RuntimeError(
+                "backward() is for tasks that were added by add_task(adapt, predict, ...), all of them, "
+                "and computes the penalty itself."
+            )
+        loss_fn = loss_fn or self.regularizer.loss_fn
+        losses = [loss_fn(task(x), y) for task, (_, (x, y)) in zip(tasks, self._tasks, strict=True)]
+        penalty = self.penalty()
+        own = torch.stack(losses)
+        loss = (own.sum() if self.reduction == "sum" else own.mean()) + penalty
+        loss.backward()
+        for task in tasks:
+            task.finish()
+        return loss.detach()
 
     def penalty(self) -> Tensor:
         """λ · L_TR of the tasks that were added, to be added to the loop's own loss.

@@ -1,0 +1,174 @@
+"""Two phases give the gradient of one graph, and keep one inner loop's graph at a time."""
+
+import functools
+import gc
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+import contracts
+import trlearner as tr
+from contracts import close
+from test_collect import LR, STEPS, regularizer, unequal
+
+
+def functions(model: nn.Module):  # type: ignore[no-untyped-def]
+    def predict(fast: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, fast, (x,))
+
+    def adapt(support: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        x, y = support
+        fast = dict(model.named_parameters())
+        for _ in range(STEPS):
+            loss = mse_loss(predict(fast, x), y)
+            gradients = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
+            fast = {n: p - LR * g for (n, p), g in zip(fast.items(), gradients, strict=True)}
+        return fast
+
+    return adapt, predict
+
+
+def layered(kind: str) -> nn.Module:
+    model = contracts.net()
+    extra = {"plain": [], "dropout": [nn.Dropout(0.4)], "batch norm": [nn.BatchNorm1d(5)]}[kind]
+    model.body = nn.Sequential(model.body, *extra).double()
+    return model
+
+
+@pytest.mark.parametrize("kind", ["plain", "dropout", "batch norm"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("sizes", ["equal", "unequal"])
+def test_two_phases_equal_one_graph(kind: str, reduction: str, sizes: str) -> None:
+    batch = contracts.regression_batch() if sizes == "equal" else unequal()
+    pairs, results = contracts.tasks_of(batch), []
+    for two in (True, False):
+        torch.manual_seed(0)
+        model = layered(kind)
+        adapt, predict = functions(model)
+        reg = regularizer(model, True)
+        tasks = reg.collect(reduction)
+        if two:
+            for support, query in pairs:
+                tasks.add_task(adapt, predict, support=support, query=query, model=model)
+            loss = tasks.backward()
+        else:
+            adapted = [adapt(support) for support, _ in pairs]
+            losses = []
+            for fast, (support, query) in zip(adapted, pairs, strict=True):
+                fmodel = functools.partial(predict, fast)
+                tasks.add(fmodel, support=support, query=query)
+                losses.append(mse_loss(fmodel(query[0]), query[1]))
+            own = torch.stack(losses)
+            total = (own.sum() if reduction == "sum" else own.mean()) + tasks.penalty()
+            total.backward()
+            loss = total.detach()
+        gradients = [p.grad for p in (*model.parameters(), *reg.parameters())]
+        results.append((loss, torch.rand(3), *gradients, *model.buffers()))
+    for found, expected in zip(*results, strict=True):
+        assert found is not None and expected is not None
+        close(found.double(), expected.double(), 1e-12)
+
+
+def test_without_replaying_the_draws_the_gradient_would_be_another() -> None:
+    """The test above can fail: with other draws in the second adaptation it is off."""
+    pairs, results = contracts.tasks_of(contracts.regression_batch()), []
+    for disturbed in (False, True):
+        torch.manual_seed(0)
+        model = layered("dropout")
+        adapt, predict = functions(model)
+
+        def other(support, adapt=adapt):  # type: ignore[no-untyped-def]
+            torch.rand(1)
+            return adapt(support)
+
+        tasks = regularizer(model, True).collect()
+        for support, query in pairs:
+            tasks.add_task(adapt, predict, support=support, query=query)
+        if disturbed:
+            for task in tasks._models:
+                object.__setattr__(task, "adapt", other)
+        tasks.backward()
+        results.append(model.head.weight.grad)
+    assert (results[0] - results[1]).norm() > 0.05 * results[0].norm()
+
+
+def test_only_one_inner_graph_is_alive_at_a_time() -> None:
+    """Counted by what autograd saves: two phases keep a small part of it."""
+    pairs, kept = contracts.tasks_of(contracts.regression_batch(tasks=8)), {}
+    for two in (True, False):
+        model = contracts.net()
+        adapt, predict = functions(model)
+        tasks, alive, most = regularizer(model, True).collect(), [0], [0]
+
+        class Counted:
+            def __init__(self, tensor: Tensor, alive=alive, most=most) -> None:  # type: ignore[no-untyped-def]
+                self.tensor, self.alive = tensor.detach(), alive
+                alive[0] += 1
+                most[0] = max(most[0], alive[0])
+
+            def __del__(self) -> None:
+                self.alive[0] -= 1
+
+        with torch.autograd.graph.saved_tensors_hooks(Counted, lambda held: held.tensor):
+            for support, query in pairs:
+                if two:
+                    tasks.add_task(adapt, predict, support=support, query=query)
+                else:
+                    fast = adapt(support)
+                    tasks.add(lambda x, f=fast, p=predict: p(f, x), support=support, query=query)
+            gc.collect()
+            inner = alive[0]
+            if two:
+                tasks.backward()
+            kept[two] = inner
+    assert kept[True] == 0 < kept[False]
+
+
+def test_wrong_use_is_told() -> None:
+    model = contracts.net()
+    adapt, predict = functions(model)
+    support, query = contracts.tasks_of(contracts.regression_batch())[0]
+    tasks = regularizer(model, True).collect()
+    with pytest.raises(
+        TypeError, match=r"adapt must return the adapted parameters, .*got \['function'\]"
+    ):
+        tasks.add_task(lambda s: lambda x: x, predict, support=support, query=query)
+    tasks.add_task(adapt, predict, support=support, query=query)
+    tasks.add(lambda x: x, support=support, query=query)
+    with pytest.raises(
+        RuntimeError, match=r"backward\(\) is for tasks that were added by add_task"
+    ):
+        tasks.backward()
+
+
+def test_a_body_that_only_predicts_gets_its_gradient() -> None:
+    """As in ANIL: the head adapts, the body is used by `predict` and by the support loss alike."""
+    pairs, results = contracts.tasks_of(contracts.regression_batch()), []
+    for two in (True, False):
+        model = contracts.net()
+
+        def predict(head: Tensor, x: Tensor, model=model) -> Tensor:  # type: ignore[no-untyped-def]
+            return torch.tanh(model.body(x)) @ head.T
+
+        def adapt(support, model=model, predict=predict):  # type: ignore[no-untyped-def]
+            head = model.head.weight
+            loss = mse_loss(predict(head, support[0]), support[1])
+            return head - LR * torch.autograd.grad(loss, head, create_graph=True)[0]
+
+        tasks, losses = tr.TRLearner(encoder=tr.InputEncoder(None, dim=2)).double().collect(), []
+        for support, query in pairs:
+            if two:
+                tasks.add_task(adapt, predict, support=support, query=query)
+                continue
+            head = adapt(support)
+            tasks.add(lambda x, h=head, p=predict: p(h, x), support=support, query=query)
+            losses.append(mse_loss(predict(head, query[0]), query[1]))
+        if two:
+            tasks.backward()
+        else:
+            (torch.stack(losses).mean() + tasks.penalty()).backward()
+        results.append([model.body.weight.grad, model.head.weight.grad])
+    for found, expected in zip(*results, strict=True):
+        close(found, expected, 1e-12)
