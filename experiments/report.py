@@ -1,105 +1,223 @@
-"""What a comparison ends with: numbers over seeds, a table, a plain sentence."""
+"""What a sweep has found: tables, plots and the numbers themselves."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import math
-import platform
+import csv
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import torch
-from trlearner.experiments.comparison import Settings
-from trlearner.experiments.interval import Interval, interval, paired
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from trlearner.experiments import curves, study, tables, trade
+from trlearner.experiments.study import Cell, Study
+from trlearner.experiments.tables import Table
+from trlearner.experiments.wording import metric_name, name
 
-Errors = Mapping[str, Sequence[float]]
-"""Test MSE of each arm, by name: one value per seed that was finished."""
-
-
-def table(settings: Settings, errors: Errors, milliseconds: Mapping[str, float]) -> str:
-    """Both arms, their difference, and what it says."""
-    (plain, related), seeds = errors, len(next(iter(errors.values())))
-    difference = paired(errors[plain], errors[related])
-    lines = [
-        f"Test MSE on {settings.test_tasks} new sinusoids x {settings.test_queries} queries, after "
-        f"{settings.inner_steps} inner steps on {settings.shots} points;",
-        f"mean over {seeds} {'seed' if seeds == 1 else 'seeds'} ± 95 % confidence interval "
-        f"(Student t), {settings.steps} meta-steps of {settings.tasks} tasks:",
-        "",
-        f"{'':<24}{'test MSE':>17}{'ms a meta-step (median)':>28}",
-        "-" * 69,
-        *(
-            f"{name:<24}{interval(errors[name])!s:>17}{milliseconds[name]:>28.1f}"
-            for name in (plain, related)
-        ),
-        "-" * 69,
-        f"{'difference, by seed':<24}{difference!s:>17}",
-        "",
-        verdict(difference),
-    ]
-    return "\n".join(lines)
+HOW_TO_READ = """\
+* ± is half of a 95 % confidence interval. A mean's is Student's t over seeds, on the fixed test tasks.
+* Differences are paired: same seeds, same test tasks. Their intervals cover other seeds and other tasks
+  (two-way analysis of variance; `cells.csv` has a bootstrap beside it). `*` marks those that exclude zero,
+  each for itself: of twenty comparisons without any effect, about one gets a star.
+* "Better" and "worse" mean a star in that direction; a run that diverged against one that did not is worse.
+* — is missing, † has failed runs, (2/5) has so many of the seeds. One seed gives no interval, and no verdict.
+"""
 
 
-def verdict(difference: Interval) -> str:
-    """Whether the paired difference (TRLearner minus without) can be told from zero."""
-    if difference.half_width is None:
-        return "One seed says nothing about how much seeds differ: no interval, no verdict."
-    if not math.isfinite(difference.mean):
-        return "At least one run diverged, so there is nothing to compare."
-    if not difference.excludes_zero():
-        return (
-            "The difference is not distinguishable from zero at the 95 % level: here TRLearner\n"
-            "can be said neither to help nor to harm."
-        )
-    if difference.mean < 0:
-        return (
-            "TRLearner lowers the test MSE: the difference is distinguishable from zero at the\n"
-            "95 % level."
-        )
-    return (
-        "TRLearner does not help here, it raises the test MSE: the difference is\n"
-        "distinguishable from zero at the 95 % level."
+def write(root: Path, out: Path, *, baseline: Sequence[str] = ("lam=0",)) -> Path:
+    """Reports on all runs below a folder; returns the page to read first.
+
+    Args:
+        root: Where runs lie, finished or not.
+        out: Where ``report.md``, ``report.tex``, ``cells.csv``, ``runs.csv`` and plots go.
+        baseline: What settings are compared with, e.g. ``["lam=0"]`` or ``["encoder=input"]``: each
+            with the one that is like it in everything else.
+
+    Raises:
+        ValueError: There are no runs, or the baseline is no setting.
+    """
+    found, base = study.read(root), parse(baseline)
+    out.mkdir(parents=True, exist_ok=True)
+    plots = _plots(found, base, out)
+    parts = [(problem, _tables(found, problem, base)) for problem in found.problems]
+    ranking = [tables.wins(found, base, split) for split in _splits(found)]
+    page = out / "report.md"
+    page.write_text(_markdown(found, parts, ranking, plots), "utf-8")
+    everything = [*ranking, *(table for _, several in parts for table in several)]
+    tex = "\n\n".join(table.latex() for table in everything)
+    (out / "report.tex").write_text(f"% \\usepackage{{booktabs}}\n{tex}\n", "utf-8")
+    _csv(out / "cells.csv", _cell_records(found, base))
+    _csv(out / "runs.csv", _run_records(found))
+    return page
+
+
+def parse(baseline: Sequence[str]) -> dict[str, Any]:
+    """Settings as a command line has them.
+
+    Raises:
+        ValueError: One is not ``name=value``.
+
+    Example:
+        >>> parse(["lam=0", "encoder=input"])
+        {'lam': 0, 'encoder': 'input'}
+    """
+    found: dict[str, Any] = {}
+    for text in baseline:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise ValueError(f"baseline must be NAME=VALUE, e.g. lam=0, got {text!r}.")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def _splits(found: Study) -> list[str]:
+    """Those that any run was tested on."""
+    there = {s for t in found.trials if t.result for s in ("test", "shifted") if t.result.get(s)}
+    return [split for split in ("test", "shifted") if split in there] or ["test"]
+
+
+def _comparable(
+    found: Study, base: Mapping[str, Any], problems: Sequence[str] | None = None
+) -> bool:
+    """Whether any setting has a baseline other than itself."""
+    return any(
+        found.baseline(problem, cell, base) not in (None, cell)
+        for problem in problems or found.problems
+        for cell in found.cells(problem)
     )
 
 
-def record(
-    settings: Settings, errors: Errors, milliseconds: Mapping[str, float], interrupted: bool
+def _tables(found: Study, problem: str, base: Mapping[str, Any]) -> list[Table]:
+    """All of a problem; no differences where there is nothing to compare with."""
+    several = []
+    cells = found.cells(problem)
+    for split in _splits(found):
+        if all(cell.level(split) is None for cell in cells) and split != "test":
+            continue
+        several.append(tables.results(found, problem, split))
+        if _comparable(found, base, [problem]):
+            several.append(tables.differences(found, problem, base, split))
+    if any(cell.seconds() for cell in cells):
+        several.append(tables.costs(found, problem))
+    return several
+
+
+def _plots(found: Study, base: Mapping[str, Any], out: Path) -> list[str]:
+    """Draws and saves them; their names."""
+    figures: dict[str, Figure] = {}
+    ended = any(trial.result for trial in found.trials)
+    for split in _splits(found) if ended else ():
+        ending = "" if split == "test" else f"-{split}"
+        for axis in found.axes:
+            if axis != "learner":
+                title = axis.replace("options.", "").replace("_", "-")
+                figures[f"{title}{ending}"] = curves.by_axis(found, axis, split)
+                if _comparable(found, base):
+                    figures[f"{title}-difference{ending}"] = curves.by_axis(
+                        found, axis, split, base
+                    )
+        if any(trial.timing for trial in found.trials):
+            figures[f"cost{ending}"] = trade.trade(found, split)
+    # The same numbers give the same files.
+    with rc_context({"svg.hashsalt": "trlearner"}):
+        for title, figure in figures.items():
+            figure.savefig(out / f"{title}.png", dpi=130)
+            figure.savefig(out / f"{title}.svg", metadata={"Date": None})
+    return list(figures)
+
+
+def _markdown(
+    found: Study,
+    parts: Sequence[tuple[str, Sequence[Table]]],
+    ranking: Sequence[Table],
+    plots: Sequence[str],
+) -> str:
+    ended = sum(trial.result is not None for trial in found.trials)
+    varying = ", ".join(name(axis) for axis in found.axes) or "nothing"
+    lines = ["# Report", "", f"{ended} of {len(found.trials)} runs have ended. Varying: {varying}."]
+    lines += ["", HOW_TO_READ]
+    for table in ranking:
+        lines += [f"**{table.title}**", "", table.markdown(), ""]
+    for title in plots:
+        lines += [f"![{title}]({title}.png)", ""]
+    for problem, several in parts:
+        lines += [f"## {problem}", ""]
+        for table in several:
+            lines += [f"**{table.title.removeprefix(problem + ': ')}**", "", table.markdown(), ""]
+    failed = [trial for trial in found.trials if trial.error and not trial.result]
+    if failed:
+        lines += ["## Failed", ""]
+        lines += [f"* `{trial.folder / 'error.txt'}`: {trial.error}" for trial in failed]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def _cell_records(found: Study, base: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of every setting: its level, and its difference from the baseline."""
+    records = []
+    for problem in found.problems:
+        for cell in found.cells(problem):
+            for split in _splits(found):
+                records.append(_cell_record(found, problem, cell, base, split))
+    return records
+
+
+def _cell_record(
+    found: Study, problem: str, cell: Cell, base: Mapping[str, Any], split: str
 ) -> dict[str, Any]:
-    """Everything of the table and what it depends on, for a JSON file."""
-    plain, related = errors
-    difference = paired(errors[plain], errors[related])
-    by_seed = [b - a for a, b in zip(errors[plain], errors[related], strict=True)]
+    level, other = cell.level(split), found.baseline(problem, cell, base)
+    gap = cell.against(other, split) if other and other is not cell else None
+    metric, better = found.metric(problem)
     return {
-        "settings": asdict(settings),
-        "seeds": list(range(len(errors[plain]))),
-        "interrupted": interrupted,
-        "arms": {
-            name: {
-                "test_mse": list(values),
-                **asdict(interval(values)),
-                "milliseconds": milliseconds[name],
-            }
-            for name, values in errors.items()
-        },
-        "difference": {
-            "test_mse": by_seed,
-            **asdict(difference),
-            "distinguishable": difference.excludes_zero(),
-        },
-        "versions": versions(),
+        "problem": problem,
+        **{axis: cell.setting.get(axis) for axis in found.axes},
+        "split": split,
+        "metric": metric_name(metric),
+        "better": better,
+        "seeds": len(cell.scores(split)),
+        "failed": len(cell.failures()),
+        "mean": level and level.mean,
+        "half_width": level and level.half_width,
+        "difference": gap and gap.mean,
+        "difference_half_width": gap and gap.half_width,
+        "bootstrap_low": gap and gap.low,
+        "bootstrap_high": gap and gap.high,
+        "pairs": gap and gap.seeds,
+        "seconds_per_step": cell.seconds(),
     }
 
 
-def versions() -> dict[str, str]:
-    """Of all that the numbers may depend on."""
-    try:
-        own = importlib.metadata.version("trlearner")
-    except importlib.metadata.PackageNotFoundError:
-        own = "not installed"
-    return {
-        "trlearner": own,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-    }
+def _run_records(found: Study) -> list[dict[str, Any]]:
+    """Of every run: all metrics, splits and numbers of inner steps."""
+    records = []
+    for trial in found.trials:
+        result = trial.result or {}
+        about = {
+            "problem": trial.config.problem,
+            **{axis: study.settings(trial.config).get(axis) for axis in found.axes},
+            "seed": trial.config.seed,
+            "hash": trial.folder.name,
+            "status": "done" if result else "failed" if trial.error else "unfinished",
+            "best_step": result.get("best_step"),
+            **trial.timing,
+        }
+        numbers = [
+            {"split": split, "inner_steps_at_test": steps, "metric": metric, **one["summaries"]}
+            for split in ("test", "shifted")
+            for steps, metrics in (result.get(split) or {}).items()
+            for metric, one in metrics.items()
+        ]
+        records += [{**about, **one} for one in numbers or [{}]]
+    return records
+
+
+def _csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    columns = dict.fromkeys(key for record in records for key in record)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)

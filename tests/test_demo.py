@@ -7,7 +7,8 @@ import statistics
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trlearner.experiments import comparison, demo, report
+from trlearner.experiments.demo import __main__ as demo
+from trlearner.experiments.demo import comparison, table
 from trlearner.experiments.interval import Interval, interval, paired
 
 QUICK = ["--quick", "--tasks", "4"]
@@ -139,7 +140,7 @@ def test_arms_start_alike():
     ],
 )
 def test_the_verdict_follows_the_interval(values, says):
-    assert says in report.verdict(Interval(*values))
+    assert says in table.verdict(Interval(*values))
 
 
 def test_intervals_match_the_tables_of_student():

@@ -1,5 +1,6 @@
 """The code in the documentation runs, and its learners keep their promises on every engine."""
 
+import contextlib
 import pathlib
 import re
 
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import contracts
+import peer_sources
 import reference
 import trlearner as tr
 from contracts import ENGINES, close
@@ -40,6 +42,44 @@ def test_code_blocks_run(page: str, tmp_path, monkeypatch) -> None:  # type: ign
     for block in blocks(page):
         exec(compile(block, page, "exec"), names)
     assert "tr" in names
+
+
+PEERS = ("higher", "learn2learn", "torchopt", "torchmeta", "easyfsl", "lightning")
+
+
+def peer_of(block: str) -> str:
+    """The library that a block is about: the first of `PEERS` that it imports."""
+    found = re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE)
+    return next((name for name in found if name in PEERS), "torch")
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated")  # lightning
+@pytest.mark.parametrize("peer", ["torch", *PEERS])
+def test_plug_in_blocks_run(peer: str, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Every library's on its own, after the first, if it is to be had."""
+    monkeypatch.chdir(tmp_path)
+    setup, *others = blocks("docs/plug-in.md")
+    (block,) = [block for block in others if peer_of(block) == peer]
+    names: dict = {"__name__": "__main__"}
+    torch.manual_seed(0)
+    exec(compile(setup, "docs/plug-in.md", "exec"), names)
+    before = [p.clone() for p in names["net"].parameters()]
+    with getattr(peer_sources, peer, contextlib.nullcontext)():
+        if not hasattr(peer_sources, peer):
+            pytest.importorskip(peer, reason=f"{peer} is not installed")
+        exec(compile(block, f"docs/plug-in.md, {peer}", "exec"), names)
+    if peer != "torchmeta":  # whose network is its own
+        assert not all(map(torch.equal, before, names["net"].parameters()))
+    if peer == "lightning":  # whose trainer clears gradients at the end
+        assert names["trainer"].global_step == 1
+    else:
+        assert names["reg"].relation.weight.grad.norm() > 0
+
+
+def test_every_plug_in_block_is_run() -> None:
+    setup, *others = blocks("docs/plug-in.md")
+    assert sorted(map(peer_of, others)) == sorted(["torch", *PEERS])
+    assert "import trlearner as tr" in setup
 
 
 def test_examples_are_under_thirty_lines() -> None:

@@ -20,7 +20,11 @@ SUITE = [
 ]
 
 MUTANTS = {
-    "relation term dropped": ("regularizer.py", "own + draws.lam * term.loss", "own + 0 * term.loss"),
+    "relation term dropped": (
+        "regularizer.py",
+        "own + draws.lam * term.loss",
+        "own + 0 * term.loss",
+    ),
     "task term dropped": ("regularizer.py", "own + draws.lam * term.loss", "draws.lam * term.loss"),
     "lambda dropped": ("regularizer.py", "own + draws.lam * term.loss", "own + term.loss"),
     "w_ij swapped for w_ji": (

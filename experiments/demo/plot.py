@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 from torch.nn.functional import mse_loss
-from trlearner.experiments.comparison import Arm
-from trlearner.experiments.regression import HIGH, LOW, Sinusoids
+from trlearner.experiments.demo.comparison import Arm
+from trlearner.experiments.demo.regression import HIGH, LOW, Sinusoids
 
 import trlearner as tr
 

@@ -32,11 +32,11 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from trlearner.experiments import comparison, plot, report
-from trlearner.experiments.comparison import Arm, Settings, Watch
+from trlearner.experiments.demo import comparison, plot, table
+from trlearner.experiments.demo.comparison import Arm, Settings, Watch
+from trlearner.experiments.demo.regression import Sinusoids
 from trlearner.experiments.log import Log
 from trlearner.experiments.progress import Progress, clock
-from trlearner.experiments.regression import Sinusoids
 
 import trlearner as tr
 
@@ -125,8 +125,8 @@ def conclude(
         arms[0].name: statistics.median(arm.milliseconds() for arm in arms)
         for arms in zip(*trained, strict=True)
     }
-    print(f"\n{report.table(settings, errors, milliseconds)}")
-    results = report.record(settings, errors, milliseconds, interrupted)
+    print(f"\n{table.table(settings, errors, milliseconds)}")
+    results = table.record(settings, errors, milliseconds, interrupted)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch.nn.functional import mse_loss
-from trlearner.experiments.regression import Sinusoids, network
+from trlearner.experiments.demo.regression import Sinusoids, network
 
 import trlearner as tr
 

@@ -1,0 +1,90 @@
+"""From a config to what it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from trlearner.experiments.config import Config
+from trlearner.experiments.problem import Builder, Problem, Request
+
+import trlearner as tr
+
+DOMAINS = ("regression", "images", "drugs", "pose")
+"""Each is a module of `trlearner.experiments.data` with its problems."""
+
+
+def problems() -> dict[str, Builder]:
+    """Every problem there is, by name."""
+    found: dict[str, Builder] = {}
+    for domain in DOMAINS:
+        found |= import_module(f"trlearner.experiments.data.{domain}").PROBLEMS
+    return found
+
+
+def make_problem(config: Config, data_dir: Path | None, device: str) -> Problem:
+    """The problem that a config names.
+
+    Raises:
+        ValueError: There is no such problem.
+        MissingData: Its data is not there.
+    """
+    known = problems()
+    if config.problem not in known:
+        raise ValueError(f"problem must be one of {', '.join(known)}, got {config.problem!r}.")
+    asked = ("shots", "queries", "ways", "train_tasks", "pool", "options")
+    given = {name: getattr(config, name) for name in asked}
+    return known[config.problem](Request(data_dir=data_dir, device=device, **given))
+
+
+def make_learner(config: Config, problem: Problem, engine: str) -> tr.Learner:
+    """The base learner, with a new network from torch's global random state."""
+    network = problem.network()
+    options: dict[str, Any] = {"lr": config.inner_lr, "steps": config.inner_steps, "engine": engine}
+    if config.learner == "protonet":
+        return tr.ProtoNet(problem.features(network) or network, engine=engine)
+    if config.learner == "fomaml":
+        return tr.MAML(network, first_order=True, **options)
+    if config.learner == "anil":
+        return tr.ANIL(network, head=problem.head, **options)
+    learners: Mapping[str, Any] = {"maml": tr.MAML, "metasgd": tr.MetaSGD, "tnet": tr.TNet}
+    return learners[config.learner](network, **options)
+
+
+def make_regularizer(
+    config: Config, problem: Problem, learner: tr.Learner, device: str
+) -> tr.TRLearner:
+    """TRLearner around the learner's own features; with ``lam=0`` it is the learner alone."""
+    return tr.TRLearner(
+        encoder=_encoder(config, problem, learner.model, device),
+        heads=config.heads,
+        lam=config.lam,
+        loss_fn=problem.loss_fn,
+        normalize=config.normalize,
+        temperature=config.temperature,
+        align=problem.align if config.align == "auto" else config.align,
+        top_k=config.top_k,
+        queries=config.relation_queries,
+        planned_steps=config.steps,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def _encoder(config: Config, problem: Problem, network: nn.Module, device: str) -> tr.Encoder:
+    kind = problem.encoder if config.encoder == "auto" else config.encoder
+    if kind == "update":
+        return tr.UpdateEncoder(dim=config.dim)
+    features = network if config.learner == "protonet" else problem.features(network)
+    with torch.random.fork_rng(), torch.no_grad():
+        batch = problem.source.sample("train", 1, torch.Generator(device).manual_seed(0))
+        x, y = batch.support.x[0], batch.support.y[0]
+        width = (x if features is None else features(x)).flatten(1).shape[1]
+    if kind == "input":
+        return tr.InputEncoder(features, dim=width)
+    # Widths are settled here, so that an optimizer made next sees every parameter.
+    targets = y.flatten(1).shape[1] if y.is_floating_point() else 1
+    return tr.LabelledEncoder(features, dim=config.dim, features=width, targets=targets)

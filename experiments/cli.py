@@ -1,0 +1,248 @@
+"""The command ``trlearner``.
+
+    trlearner run PROBLEM       train one learner and test it
+    trlearner ablate PROBLEM    train many that differ in some settings; goes on where it was stopped
+    trlearner report FOLDER     tables and plots of what was trained
+    trlearner data [PROBLEM]    which problems there are; or get one ready and look at a batch
+    trlearner bench             time our engines and installed peers
+
+Every command has its own --help. `trlearner run PROBLEM --help` shows that problem's own defaults.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import torch
+from trlearner.experiments import grid, sweep, train
+from trlearner.experiments.build import make_problem
+from trlearner.experiments.config import Config
+from trlearner.experiments.presets.preset import config_of, presets
+from trlearner.experiments.problem import MissingData
+from trlearner.experiments.progress import Progress
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where to run, and where things are: nothing that the result depends on.
+
+    Attributes:
+        out: Results go to OUT/PROBLEM/HASH.
+        data_dir: Where real data lies; TRLEARNER_DATA by default.
+        device: E.g. cpu or cuda.
+        engine: As trlearner's learners take it.
+        threads: Of torch; small networks gain nothing from a second one.
+    """
+
+    out: Path = Path("runs")
+    data_dir: Path | None = field(
+        default_factory=lambda: Path(d) if (d := os.environ.get("TRLEARNER_DATA")) else None
+    )
+    device: str = "cpu"
+    engine: str = "auto"
+    threads: int = 1
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Trains one learner on a problem and tests it."""
+    problem, rest = _problem("run", arguments)
+    [config], where = _parse(problem, rest)
+    folder = where.out / config.problem / config.hash()
+    torch.set_num_threads(where.threads)
+    print(f"{config.problem} {config.hash()} -> {folder}", flush=True)
+    try:
+        with Progress(1, config.steps) as progress:
+            result = train.run(
+                config,
+                folder,
+                data_dir=where.data_dir,
+                device=where.device,
+                engine=where.engine,
+                watch=lambda step, note: progress.advance(0, step, note),
+            )
+    except KeyboardInterrupt:
+        again = shlex.join(["trlearner", "run", *arguments])
+        print(f"\nStopped; nothing is lost. Go on with:\n  {again}")
+        return 130
+    for split in ("test", "shifted"):
+        for steps, metrics in result.get(split, {}).items():
+            for name, found in metrics.items():
+                numbers = ", ".join(f"{s} {v:.4f}" for s, v in found["summaries"].items())
+                print(f"{split:8} {steps:>2} inner steps  {name}: {numbers}")
+    print(f"{result['best_step']} of {result['steps']} steps gave the best validation.")
+    print(f"Everything is in {folder};  tensorboard --logdir {where.out}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Sweep(Where, sweep.How):
+    """Where and how a sweep runs; `Where` and `sweep.How` say what is what."""
+
+
+def ablate(arguments: Sequence[str]) -> int:
+    """Trains every combination of the settings that are listed; does only what is missing."""
+    problem, rest = _problem("ablate", arguments)
+    configs, where = _parse(problem, rest, Sweep, many=True)
+    how = sweep.How(**{one.name: getattr(where, one.name) for one in fields(sweep.How)})
+    run = partial(train.run, data_dir=where.data_dir, device=where.device, engine=where.engine)
+    again = ["trlearner", "ablate", *arguments]
+    return sweep.ablate(configs, run, where.out, how, again)
+
+
+def data(arguments: Sequence[str]) -> int:
+    """Lists the problems, or makes one ready and shows a batch of it."""
+    if not arguments:
+        for name, preset in presets().items():
+            print(f"{name:28} {preset.source}")
+        print("\ntrlearner data PROBLEM makes it ready and shows a batch.")
+        return 0
+    problem, rest = _problem("data", arguments)
+    [config], where = _parse(problem, rest)
+    source = make_problem(config, where.data_dir, where.device).source
+    for split in source.splits:
+        generator = torch.Generator(where.device).manual_seed(0)
+        batch = source.sample(split, 4, generator)  # type: ignore[arg-type]
+        print(f"{split:10} {batch.support} {batch.query}\n{'':10} {batch.ids}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Reported:
+    """Tables and plots of what was trained.
+
+    Attributes:
+        root: Where the runs lie, e.g. runs or runs/regression.
+        out: Where report.md and the rest go; ROOT/report by default.
+        baseline: What settings are compared with, each with the one that is like it in all else.
+    """
+
+    root: Path
+    out: Path | None = None
+    baseline: tuple[str, ...] = ("lam=0",)
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Writes tables and plots of the runs below a folder."""
+    import tyro
+    from trlearner.experiments.report import write
+
+    given = tyro.cli(
+        Reported,
+        args=arguments,
+        prog="trlearner report",
+        config=(tyro.conf.PositionalRequiredArgs,),
+    )
+    page = write(given.root, given.out or given.root / "report", baseline=given.baseline)
+    print(page.read_text())
+    print(f"All of it is in {page.parent}.")
+    return 0
+
+
+def bench(arguments: Sequence[str]) -> int:
+    """Times our engines and installed peers."""
+    from trlearner.experiments.bench.__main__ import main
+
+    main(arguments)
+    return 0
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "run": run,
+    "ablate": ablate,
+    "report": report,
+    "data": data,
+    "bench": bench,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns what a shell is told."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(__doc__.strip() if __doc__ else "")
+        return 0
+    name, *rest = given
+    if name not in COMMANDS:
+        print(
+            f"trlearner: {name!r} is no command; there are {', '.join(COMMANDS)}.", file=sys.stderr
+        )
+        return 2
+    try:
+        return COMMANDS[name](rest)
+    except (MissingData, ValueError) as error:
+        print(f"trlearner: {error}", file=sys.stderr)
+        return 1
+
+
+def _problem(command: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The problem is named first, for its preset gives the defaults of all that follows."""
+    names = presets()
+    if not arguments or arguments[0] not in names:
+        given = f"{arguments[0]!r} is none of" if arguments else "name one of"
+        raise ValueError(
+            f"{given} the problems: {', '.join(names)}.\nE.g. trlearner {command} regression/sinusoid"
+        )
+    return arguments[0], list(arguments[1:])
+
+
+SINGLE = ("options", "test_steps")
+"""Settings that are lists themselves; a sweep has one of each."""
+
+
+def _parse(
+    problem: str, arguments: Sequence[str], places: type[Where] = Where, many: bool = False
+) -> tuple[list[Config], Any]:
+    """The configs that a command line asks for: one, or every combination of what it lists."""
+    import tyro
+
+    usual, hints = config_of(problem), get_type_hints(Config)
+    columns: list[tuple[str, Any, Any]] = []
+    for name in (one.name for one in fields(Config) if one.name != "problem"):
+        kind, value = hints[name], getattr(usual, name)
+        if name == "options":
+            kind, value = tuple[str, ...], tuple(f"{k}={v}" for k, v in value.items())
+        elif many and name == "seed":
+            name, kind, value = "seeds", int, 5
+        elif many and name not in SINGLE:
+            kind, value = tuple[kind, ...], (value,)
+        columns.append((name, kind, field(default=value)))
+    where = Annotated[places, tyro.conf.arg(name="")]
+    columns.append(("where", where, field(default_factory=places)))
+    asked = make_dataclass("Asked", columns)
+    described = Config.__doc__ or ""
+    asked.__doc__ = described.replace(
+        " seed: Of", " seeds: How many, from 0: of" if many else " seed: Of"
+    )
+    given: Any = tyro.cli(
+        asked, args=arguments, prog="trlearner", description=presets()[problem].source
+    )
+    values = {name: getattr(given, name) for name, *_ in columns[:-1]}
+    values["options"] = dict(_option(text) for text in values["options"])
+    if not many:
+        return [Config(problem=problem, **values)], given.where
+    fixed = {name: values.pop(name) for name in SINGLE}
+    values["seed"] = tuple(range(values.pop("seeds")))
+    return grid.expand(replace(usual, **fixed), values), given.where
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """``name=value``, where the value is read as Python has it, or else as it stands."""
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise ValueError(f"options must be name=value, got {text!r}.")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

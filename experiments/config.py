@@ -1,0 +1,94 @@
+"""All that a run is made of, and the name that follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+FORMAT = 1
+"""Raised when results of older code are not to be mixed with new ones."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run. Everything here changes the result; where and how fast it runs does not.
+
+    Attributes:
+        problem: E.g. ``regression/sinusoid``; ``trlearner data`` lists them.
+        learner: The base learner.
+        lam: The weight of the relation term; 0 is the learner alone.
+        seed: Of the network, the batches and the relation layer.
+        steps: Meta-steps.
+        tasks: Tasks of a meta-step.
+        shots: Support samples of a task (of each class).
+        queries: Query samples of a task (of each class).
+        ways: Classes of a task.
+        train_tasks: Train on so many tasks only.
+        pool: Fix so many samples of each training task.
+        inner_steps: Steps of the inner loop.
+        inner_lr: Its rate.
+        outer_lr: Rate of Adam.
+        clip: Outer gradients are clipped at this norm; 0 leaves them.
+        encoder: The relation layer's task encoder; ``auto`` is the problem's own.
+        dim: Width of a task embedding.
+        heads: Heads of the relation layer.
+        normalize: As in `trlearner.TRLearner`.
+        temperature: Of the softmax.
+        align: As there; ``auto`` is the problem's own.
+        top_k: As there.
+        relation_queries: The share of queries that the relation term uses.
+        average: Decay of averaged weights, which are validated and tested; 0 takes the last ones.
+        validate_every: Meta-steps between validations.
+        validation_tasks: Fixed tasks that decide which weights are kept.
+        patience: Stop after so many validations without a better one; 0 never stops.
+        test_tasks: Fixed tasks that the result is of.
+        test_steps: Numbers of inner steps at test time; the learner's own where empty.
+        options: What only this problem knows.
+    """
+
+    problem: str
+    learner: Literal["maml", "fomaml", "metasgd", "anil", "tnet", "protonet"] = "maml"
+    lam: float = 0.1
+    seed: int = 0
+    steps: int = 2000
+    tasks: int = 16
+    shots: int = 5
+    queries: int = 10
+    ways: int = 5
+    train_tasks: int | None = None
+    pool: int | None = None
+    inner_steps: int = 5
+    inner_lr: float = 0.01
+    outer_lr: float = 1e-3
+    clip: float = 1.0
+    encoder: Literal["auto", "input", "labelled", "update"] = "auto"
+    dim: int = 32
+    heads: int = 4
+    normalize: Literal["sum", "softmax", "quotient"] = "sum"
+    temperature: float = 0.1
+    align: Literal["auto", "none", "sinkhorn"] = "auto"
+    top_k: int | None = None
+    relation_queries: float = 1.0
+    average: float = 0.0
+    validate_every: int = 200
+    validation_tasks: int = 100
+    patience: int = 0
+    test_tasks: int = 600
+    test_steps: tuple[int, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that tell this run from every other."""
+        text = json.dumps({"format": FORMAT, **self.record()}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, record: dict[str, Any]) -> Config:
+        """From `record`."""
+        return cls(**{**record, "test_steps": tuple(record["test_steps"])})

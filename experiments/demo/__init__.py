@@ -1,0 +1,1 @@
+"""MAML with and without TRLearner on sinusoids: ``python -m trlearner.experiments.demo``."""

@@ -1,0 +1,1 @@
+"""What each problem is run with: only what differs from `Config`, with its source."""

@@ -1,0 +1,238 @@
+"""What lies in the folders of a sweep: runs by their settings, and how settings compare."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from trlearner.experiments.config import Config
+from trlearner.experiments.difference import Difference, difference
+from trlearner.experiments.grid import RELATION, settings
+from trlearner.experiments.interval import Interval, interval
+
+Setting = Mapping[str, Any]
+"""Values of what varies, e.g. ``{"learner": "maml", "lam": 0.1}``."""
+
+PERCENT = ("accuracy",)
+"""Metrics that are shares, and shown in percent."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One run.
+
+    Attributes:
+        config: Its own.
+        folder: Its own.
+        result: As `train.run` writes it, if it has ended.
+        timing: Likewise.
+        error: How its error text ends, if it has failed.
+    """
+
+    config: Config
+    folder: Path
+    result: Mapping[str, Any] | None
+    timing: Mapping[str, Any]
+    error: str | None
+
+    @property
+    def steps(self) -> Sequence[str]:
+        """Numbers of inner steps that it was tested with; the main one is first."""
+        found = sorted(self.result["test"], key=int) if self.result else []
+        own = str(self.config.inner_steps)
+        return sorted(found, key=lambda steps: steps != own)
+
+    def tasks(self, split: str = "test") -> np.ndarray | None:
+        """A number for every test task, with the main metric; not finite where training diverged."""
+        found = (self.result or {}).get(split)
+        if not found or self.result is None:
+            return None
+        values = found[self.steps[0]][self.result["metric"]]["tasks"]
+        scale = 100.0 if self.result["metric"] in PERCENT else 1.0
+        return scale * np.array([math.nan if v is None else v for v in values], dtype=float)
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """All seeds of a setting.
+
+    Attributes:
+        setting: Values of what varies.
+        trials: By seed.
+    """
+
+    setting: Setting
+    trials: dict[int, Trial] = field(default_factory=dict)
+
+    @property
+    def learner(self) -> str:
+        """That of all its runs."""
+        return next(iter(self.trials.values())).config.learner
+
+    def scores(self, split: str = "test") -> dict[int, float]:
+        """The mean over test tasks of each seed that has ended."""
+        found = {seed: trial.tasks(split) for seed, trial in sorted(self.trials.items())}
+        return {seed: float(tasks.mean()) for seed, tasks in found.items() if tasks is not None}
+
+    def level(self, split: str = "test") -> Interval | None:
+        """Mean over seeds, with Student's interval; ``None`` where nothing has ended."""
+        values = list(self.scores(split).values())
+        if not all(map(math.isfinite, values)):
+            return Interval(math.nan, None)
+        return interval(values) if values else None
+
+    def against(self, base: Cell, split: str = "test") -> Difference | None:
+        """What it is above `base`, on the seeds that both have."""
+        ours = {seed: trial.tasks(split) for seed, trial in self.trials.items()}
+        theirs = {seed: trial.tasks(split) for seed, trial in base.trials.items()}
+        pairs = [
+            (a, b)
+            for seed, a in sorted(ours.items())
+            if a is not None and (b := theirs.get(seed)) is not None
+        ]
+        if not pairs:
+            return None
+        with np.errstate(invalid="ignore"):  # infinite minus infinite
+            return difference(np.stack([a - b for a, b in pairs]))
+
+    def seconds(self) -> float | None:
+        """Of a meta-step: the median over seeds."""
+        found = [trial.timing.get("seconds_per_step") for trial in self.trials.values()]
+        known = [one for one in found if one]
+        return statistics.median(known) if known else None
+
+    def failures(self) -> list[Trial]:
+        """Runs that have failed."""
+        return [trial for trial in self.trials.values() if trial.error and not trial.result]
+
+
+class Study:
+    """Runs, and what varies among them.
+
+    Attributes:
+        trials: All of them.
+        axes: Names of the settings that vary within a problem, in the order of `Config`.
+    """
+
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        self.trials = trials
+        values: dict[str, dict[str, set[str]]] = {}
+        for trial in trials:
+            for name, value in settings(trial.config).items():
+                by_problem = values.setdefault(name, {})
+                by_problem.setdefault(trial.config.problem, set()).add(json.dumps(value))
+        self.axes = [
+            name
+            for name, by_problem in values.items()
+            if name not in ("problem", "seed") and max(map(len, by_problem.values())) > 1
+        ]
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """In alphabetic order."""
+        return sorted({trial.config.problem for trial in self.trials})
+
+    @cached_property
+    def _cells(self) -> dict[str, dict[str, Cell]]:
+        found: dict[str, dict[str, Cell]] = {problem: {} for problem in self.problems}
+        for trial in self.trials:
+            setting = {n: v for n, v in settings(trial.config).items() if n in self.axes}
+            cell = found[trial.config.problem].setdefault(_key(setting), Cell(setting))
+            cell.trials[trial.config.seed] = trial
+        return found
+
+    def cells(self, problem: str) -> list[Cell]:
+        """Every setting that was begun."""
+        found = self._cells[problem].values()
+        return sorted(found, key=lambda cell: [order(cell.setting.get(n)) for n in self.axes])
+
+    def cell(self, problem: str, setting: Setting) -> Cell | None:
+        """That of a setting; without the relation term (``lam=0``) its own settings mean nothing."""
+        return self._cells[problem].get(_key(self._plain(problem, setting)))
+
+    def baseline(self, problem: str, cell: Cell, base: Setting) -> Cell | None:
+        """What a cell is compared with: the same, but for what `base` says."""
+        return self.cell(problem, {**cell.setting, **base})
+
+    def values(self, problem: str, axis: str) -> list[Any]:
+        """What a problem's runs have on an axis, in order."""
+        found = [one.setting[axis] for one in self.cells(problem) if axis in one.setting]
+        return sorted({json.dumps(v): v for v in found}.values(), key=order)
+
+    def seeds(self, problem: str) -> int:
+        """How many a complete cell has."""
+        return len({t.config.seed for t in self.trials if t.config.problem == problem})
+
+    def learner(self, problem: str) -> str:
+        """Of a problem that has one only."""
+        return self.cells(problem)[0].learner
+
+    def metric(self, problem: str) -> tuple[str, str]:
+        """The main one, and which way is better; unknown until a run has ended."""
+        for trial in self.trials:
+            if trial.config.problem == problem and trial.result:
+                return trial.result["metric"], trial.result["better"]
+        return "", ""
+
+    def _plain(self, problem: str, setting: Setting) -> Setting:
+        lam = setting.get("lam", self._only(problem, "lam"))
+        unused = RELATION if lam == 0 else ()
+        return {name: value for name, value in setting.items() if name not in unused}
+
+    def _only(self, problem: str, name: str) -> Any:
+        return next(
+            settings(t.config).get(name) for t in self.trials if t.config.problem == problem
+        )
+
+
+def read(root: Path) -> Study:
+    """All runs below a folder.
+
+    Raises:
+        ValueError: There are none.
+    """
+    trials = [_trial(path.parent) for path in sorted(root.rglob("config.json"))]
+    if not trials:
+        raise ValueError(
+            f"{root} must hold the folders of runs (PROBLEM/HASH/config.json), but there are none. "
+            "Is this the folder that `trlearner ablate --out` was given?"
+        )
+    return Study(trials)
+
+
+def order(value: Any) -> tuple[Any, ...]:
+    """A key to sort any values by: none first, then numbers, then words."""
+    if value is None:
+        return (0,)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return (1, value) if number else (2, str(value))
+
+
+def _trial(folder: Path) -> Trial:
+    config = Config.read(json.loads((folder / "config.json").read_text()))
+    error = folder / "error.txt"
+    lines = error.read_text().strip().splitlines() if error.exists() else []
+    return Trial(
+        config,
+        folder,
+        _json(folder / "result.json"),
+        _json(folder / "timing.json") or {},
+        lines[-1] if lines else None,
+    )
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _key(setting: Setting) -> str:
+    """The same for 0 and 0.0."""
+    whole = {n: float(v) if type(v) is int else v for n, v in setting.items()}
+    return json.dumps(whole, sort_keys=True)

@@ -1,0 +1,1 @@
+"""Each library's loop with TRLearner, whole: ``python -m trlearner.integrations.examples.higher``."""

@@ -1,0 +1,228 @@
+import csv
+import re
+
+import numpy as np
+import pytest
+from trlearner.experiments import grid, report, study, tables
+from trlearner.experiments.config import Config
+from trlearner.experiments.difference import difference
+from trlearner.experiments.interval import interval
+from trlearner.experiments.wording import number
+
+import fake_study
+from fake_study import TASKS, fail, put
+
+SINE, GLYPHS = "regression/sinusoid", "images/omniglot"
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    """A study with everything that can be amiss; its runs and its report."""
+    root = tmp_path_factory.mktemp("runs")
+    fake_study.gallery(root, seeds=3)
+    out = tmp_path_factory.mktemp("report")
+    assert report.write(root, out) == out / "report.md"
+    return root, out
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def cell(table, row, column):
+    """A word of a table, by the first name of its row and its header."""
+    [line] = [one for one in table.rows if one[0] == row]
+    return line[list(table.header).index(column)]
+
+
+def row(text, start):
+    return next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+
+
+def test_levels_and_differences_are_those_of_the_runs(tmp_path):
+    found = {}
+    for config in grid.expand(Config(SINE), {"lam": [0, 0.1], "seed": range(4)}):
+        found[config.lam, config.seed] = fake_study.draw(config, 1.0, -0.2 * config.lam)
+        put(tmp_path, config, found[config.lam, config.seed])
+    runs = study.read(tmp_path)
+    base, treated = runs.cells(SINE)
+    means = [float(found[0.1, seed].mean()) for seed in range(4)]
+    assert treated.level() == interval(means)
+    expected = difference(np.stack([found[0.1, seed] - found[0, seed] for seed in range(4)]))
+    assert treated.against(base) == expected
+    table = tables.differences(runs, SINE, {"lam": 0}, "test")
+    assert cell(table, "MAML", "λ = 0") == "baseline"
+    text = number(expected.mean, expected.half_width, sign=True)
+    assert cell(table, "MAML", "λ = 0.1") == text + "*" * abs(expected.sign())
+
+
+def test_pairs_are_seeds_that_both_have(tmp_path):
+    for seed in (0, 1, 2):
+        put(tmp_path, Config(SINE, lam=0.0, seed=seed), np.full(TASKS, float(seed)))
+    for seed in (1, 2, 3):
+        put(tmp_path, Config(SINE, lam=0.1, seed=seed), np.full(TASKS, seed + 0.5))
+    base, treated = study.read(tmp_path).cells(SINE)
+    found = treated.against(base)
+    assert (found.seeds, found.mean) == (2, 0.5)
+
+
+def test_a_page_shows_what_is_missing_failed_or_diverged(gallery):
+    page = (gallery[1] / "report.md").read_text()
+    sine = page.partition(f"## {SINE}")[2]
+    anil, metasgd, protonet = (row(sine, name) for name in ("ANIL", "MetaSGD", "ProtoNet"))
+    assert anil.split("|")[-3].strip() == "—"
+    assert metasgd.split("|")[-2].strip() == "failed †"
+    assert protonet.split("|")[-2].strip() == "1 of 3 diverged"
+    assert re.search(r"\(2/3\) †", protonet)
+    assert "RuntimeError: out of luck" in page.partition("## Failed")[2]
+
+
+def test_unfinished_runs_are_counted(tmp_path):
+    put(tmp_path, Config(SINE))
+    page = report.write(tmp_path, tmp_path / "out").read_text()
+    assert "0 of 1 runs have ended" in page
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_accuracies_are_percent_and_more_is_better(gallery):
+    runs = study.read(gallery[0])
+    table = tables.results(runs, GLYPHS, "test")
+    assert table.title == "images/omniglot: test accuracy (%), higher is better"
+    assert re.fullmatch(r"9\d\.\d+ ± \d\.\d+", cell(table, "MAML", "λ = 0"))
+
+
+@pytest.mark.parametrize(("better", "verdict"), [("lower", 1), ("higher", -1)])
+def test_less_is_better_or_worse_as_the_metric_says(tmp_path, better, verdict):
+    for seed in range(3):
+        noise = np.random.default_rng(seed).standard_normal(TASKS)
+        put(tmp_path, Config(SINE, lam=0.0, seed=seed), noise, better=better)
+        put(tmp_path, Config(SINE, lam=0.1, seed=seed), noise - 1, better=better)
+    runs = study.read(tmp_path)
+    assert tables.verdict(runs, SINE, runs.cells(SINE)[1], {"lam": 0}, "test") == verdict
+    table = tables.wins(runs, {"lam": 0}, "test")
+    assert cell(table, "MAML", SINE) == ("1 / 0 / 0" if verdict == 1 else "0 / 0 / 1")
+
+
+def test_who_diverges_alone_loses(tmp_path):
+    nothing = np.full(TASKS, np.nan)
+    for seed in range(2):
+        put(tmp_path, Config(SINE, "maml", 0.0, seed), np.zeros(TASKS))
+        put(tmp_path, Config(SINE, "maml", 0.1, seed), nothing)
+        put(tmp_path, Config(SINE, "anil", 0.0, seed), nothing)
+        put(tmp_path, Config(SINE, "anil", 0.1, seed), np.zeros(TASKS))
+        put(tmp_path, Config(SINE, "tnet", 0.0, seed), nothing)
+        put(tmp_path, Config(SINE, "tnet", 0.1, seed), nothing)
+    table = tables.wins(study.read(tmp_path), {"lam": 0}, "test")
+    counts = [cell(table, learner, SINE) for learner in ("MAML", "ANIL", "T-Net")]
+    assert counts == ["0 / 0 / 1", "1 / 0 / 0", "0 / 0 / 0 (1 not compared)"]
+
+
+def test_other_axes_become_rows_and_share_the_baseline(tmp_path):
+    vary = {"lam": [0, 0.1], "heads": [1, 4], "inner_steps": [1, 5], "seed": [0, 1]}
+    for config in grid.expand(Config(SINE), vary):
+        put(tmp_path, config, fake_study.draw(config, float(config.inner_steps), 0.0))
+    runs = study.read(tmp_path)
+    assert runs.axes == ["lam", "inner_steps", "heads"]
+    table = tables.results(runs, SINE, "test")
+    assert list(table.header) == ["inner steps", "heads", "λ = 0", "λ = 0.1"]
+    assert [line[:2] for line in table.rows] == [["1", "1"], ["1", "4"], ["5", "1"], ["5", "4"]]
+    assert table.rows[0][2] == table.rows[1][2] != table.rows[2][2]  # heads mean nothing at λ = 0
+    assert "—" not in str(tables.differences(runs, SINE, {"lam": 0}, "test").rows)
+
+
+def test_a_baseline_may_be_any_setting(tmp_path):
+    for config in grid.expand(Config(SINE), {"encoder": ["input", "update"], "seed": [0, 1]}):
+        put(tmp_path, config, fake_study.draw(config, 1.0, 0.1 * (config.encoder == "update")))
+    page = report.write(tmp_path, tmp_path / "out", baseline=["encoder=input"]).read_text()
+    assert "test MSE minus that with encoder = input, lower is better" in page
+    page = report.write(tmp_path, tmp_path / "out").read_text()
+    assert "minus that" not in page  # nothing has λ = 0
+
+
+def test_problems_with_other_presets_make_no_axis(tmp_path):
+    put(tmp_path, Config(SINE, inner_lr=0.01), np.ones(TASKS))
+    put(tmp_path, Config(GLYPHS, inner_lr=0.5), np.ones(TASKS))
+    runs = study.read(tmp_path)
+    assert runs.axes == []
+    assert tables.results(runs, SINE, "test").rows == [["MAML", "1.00"]]
+
+
+def test_shifted_tasks_have_tables_of_their_own(tmp_path):
+    for seed in (0, 1):
+        config = Config(SINE, seed=seed)
+        far = {"5": {"mse": {"summaries": {"mean": 7.0}, "tasks": [7.0 + seed] * TASKS}}}
+        put(tmp_path, config, np.ones(TASKS), shifted=far)
+    page = report.write(tmp_path, tmp_path / "out").read_text()
+    assert "shifted MSE" in page
+    assert re.search(r"\| MAML +\| 7\.5 ± 6\.4 \|", page)
+
+
+def test_the_main_number_of_inner_steps_is_that_of_training(tmp_path):
+    folder = put(tmp_path, Config(SINE, inner_steps=5), np.ones(TASKS))
+    text = (folder / "result.json").read_text()
+    other = '"test": {"10": {"mse": {"summaries": {"mean": 9.0}, "tasks": [9.0]}}, '
+    (folder / "result.json").write_text(text.replace('"test": {', other))
+    report.write(tmp_path, tmp_path / "out")
+    assert study.read(tmp_path).cells(SINE)[0].level().mean == 1.0
+    steps = [(r["inner_steps_at_test"], r["mean"]) for r in rows(tmp_path / "out" / "runs.csv")]
+    assert steps == [("10", "9.0"), ("5", "1.0")]
+
+
+def test_numbers_are_in_csv_files(gallery):
+    cells, runs = (rows(gallery[1] / name) for name in ("cells.csv", "runs.csv"))
+    [one] = [r for r in cells if (r["problem"], r["learner"], r["lam"]) == (SINE, "maml", "0.1")]
+    assert float(one["difference"]) < 0
+    assert float(one["bootstrap_low"]) < float(one["difference"]) < float(one["bootstrap_high"])
+    assert (one["seeds"], one["failed"], one["pairs"]) == ("3", "0", "3")
+    assert float(one["seconds_per_step"]) == pytest.approx(0.0064)
+    assert {r["status"] for r in runs} == {"done", "failed"}
+
+
+def test_latex_is_escaped_and_balanced(gallery):
+    text = (gallery[1] / "report.tex").read_text()
+    body = text.partition("\n")[2]
+    for command in ("table", "tabular"):
+        assert body.count(f"\\begin{{{command}}}") == body.count(f"\\end{{{command}}}") > 0
+    assert body.isascii()
+    assert r"test accuracy (\%)" in body
+    assert r"failed \dag" in body
+    for line in body.splitlines():
+        if line.endswith(r"\\"):
+            assert line.count(" & ") in (2, 6)
+
+
+def test_plots_are_written(gallery):
+    names = {path.name for path in gallery[1].iterdir()}
+    for plot in ("lam", "lam-difference", "cost"):
+        assert {f"{plot}.png", f"{plot}.svg"} <= names
+        assert (gallery[1] / f"{plot}.png").stat().st_size > 10_000
+
+
+def test_a_second_report_is_the_same_to_the_last_bit(tmp_path):
+    for config in grid.expand(Config(SINE), {"lam": [0, 0.1], "seed": [0, 1]}):
+        put(tmp_path / "runs", config, fake_study.draw(config, 1.0, 0.0))
+    first, second = tmp_path / "first", tmp_path / "second"
+    for out in (first, second):
+        report.write(tmp_path / "runs", out)
+    assert len(list(first.iterdir())) == 10
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+
+
+def test_words_of_a_cell_cannot_break_a_table():
+    table = tables.Table("a_b", ["x|y", "50 %"], [["$&#", "λ"]], names=1)
+    assert table.markdown().splitlines()[0] == "| x\\|y | 50 % |"
+    assert r"\$\&\# & $\lambda$ \\" in table.latex()
+
+
+def test_senseless_folders_and_baselines_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="must hold the folders of runs .* but there are none"):
+        report.write(tmp_path, tmp_path)
+    with pytest.raises(ValueError, match="baseline must be NAME=VALUE, e.g. lam=0, got 'lam'"):
+        report.parse(["lam"])
+
+
+def test_failed_runs_that_ended_later_have_not_failed(tmp_path):
+    fail(put(tmp_path, Config(SINE), np.ones(TASKS)))
+    assert study.read(tmp_path).cells(SINE)[0].failures() == []
