@@ -5,7 +5,6 @@ import pkgutil
 from importlib import import_module
 
 import pytest
-
 import trlearner.experiments
 import trlearner.integrations
 
