@@ -86,7 +86,6 @@ def lowered(kind: str, enabled: bool) -> tuple[tr.collect.Collected, list[torch.
 
 
 @pytest.mark.unchecked
-@pytest.mark.xfail(reason="head_relations multiplies under autocast, in bfloat16", strict=True)
 @pytest.mark.parametrize("kind", ["values", "classes"])
 def test_under_autocast_similarities_and_mixtures_are_single_precision(kind: str) -> None:
     tasks, seen, _ = lowered(kind, True)

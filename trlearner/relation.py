@@ -41,7 +41,9 @@ def head_relations(
     wide = torch.promote_types(torch.float32, embeddings.dtype)
     views = weight[:, None].to(wide) * embeddings.to(wide)
     units = views * torch.rsqrt(views.square().sum(-1, keepdim=True) + EPSILON**2)
-    return units @ units.mT
+    # Autocast would multiply in half precision, which leaves two or three digits of a cosine.
+    with torch.autocast(units.device.type, enabled=False):
+        return units @ units.mT
 
 
 class TaskRelation(nn.Module):
