@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 from trlearner.experiments.config import Config
+from trlearner.experiments.presets.preset import DOMAINS
 from trlearner.experiments.problem import Builder, Problem, Request
 
 import trlearner as tr
-
-DOMAINS = ("regression", "images", "drugs", "pose")
-"""Each is a module of `trlearner.experiments.data` with its problems."""
 
 
 def problems() -> dict[str, Builder]:

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import torch
 from trlearner.experiments.config import Config
+from trlearner.experiments.whole import replaced
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -64,13 +65,7 @@ def _finite(value: Any) -> Any:
 
 
 def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    # In the same folder, so that replacing is one step of the file system's.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path) as beside, open(beside, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from trlearner.experiments import checkpoint, claim
 from trlearner.experiments.config import Config
+from trlearner.experiments.whole import replaced
 
 Run = Callable[[Config, Path], Any]
 """Trains a config in a folder. It ends with ``result.json``, and goes on from where it was stopped."""
@@ -64,9 +65,8 @@ def tidy(folder: Path) -> None:
 def fail(folder: Path, text: str) -> None:
     """Says why a run failed."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".error.txt.{os.getpid()}.tmp"
-    temporary.write_text(text)
-    os.replace(temporary, folder / "error.txt")
+    with replaced(folder / "error.txt") as beside:
+        beside.write_text(text)
 
 
 def _run(config: Config, folder: Path, run: Run) -> Outcome:

@@ -13,18 +13,18 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from trlearner.batch import TaskBatch
 from trlearner.encoders.protocol import Encoder
 from trlearner.encoders.update import UpdateEncoder
+from trlearner.engines import loop
 from trlearner.functional import per_task
 from trlearner.graph_state import backward_has_passed, clock
 from trlearner.learners.protocol import Learner
-from trlearner.loss import task_loss
 from trlearner.output import Term
+from trlearner.samples import Pair
 from trlearner.seam import Engine, InnerLoop, TaskLearner
 from trlearner.two_phase import Adapt, Answer, Cut, cut
 from trlearner.types import Fast, LossFn, State
 from trlearner.warn import warn
 
 Predict = Callable[[Tensor], Any]
-Pair = tuple[Tensor, Tensor]
 
 
 @runtime_checkable
@@ -224,6 +224,11 @@ class Collected:
             warn("tasks were added, but penalty() was never called: the relation term is missing.")
 
 
+def packed(leaves: list[Tensor]) -> Tensor:
+    """Predictions ``[samples, ...]`` of one or several tensors, as one ``[samples, *outputs]``."""
+    return leaves[0] if len(leaves) == 1 else torch.cat([leaf.flatten(1) for leaf in leaves], 1)
+
+
 class Asked(Learner):
     """Models that were adapted elsewhere, as an engine asks them."""
 
@@ -232,6 +237,7 @@ class Asked(Learner):
         self._models, self._together = models, together
         self._spec: TreeSpec | None = None
         self._sizes: list[torch.Size] = []
+        self._checked: set[int] = set()
 
     def inner(self, state: State, loop: InnerLoop) -> Fast:
         """Nothing is adapted here."""
@@ -240,8 +246,8 @@ class Asked(Learner):
     def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
         """What one model says of inputs ``[samples, ...]``, as one tensor ``[samples, *outputs]``."""
         started = clock()
-        found, spec = tree_flatten(self._models[int(fast["model"])](features))
         task = int(fast["model"])
+        found, spec = tree_flatten(self._models[task](features))
         for leaf in found:
             if not isinstance(leaf, Tensor) or leaf.ndim < 1 or len(leaf) != len(features):
                 got = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
@@ -258,9 +264,7 @@ class Asked(Learner):
                 f"{[list(s) for s in self._sizes]} and, of task {task}, {[list(s) for s in sizes]}."
             )
         self._check_graph(found, task, started)
-        if len(found) == 1:
-            return found[0]
-        return torch.cat([leaf.flatten(1) for leaf in found], 1)
+        return packed(found)
 
     def unpacked(self, predictions: Tensor) -> Any:
         """Mixed predictions ``[queries, *outputs]``, as the models return theirs."""
@@ -308,9 +312,7 @@ class Asked(Learner):
             def unpacking(one: Tensor, targets: Tensor) -> Tensor:
                 return loss_fn(self.unpacked(one), targets)
 
-            keep = [slice(None) if mask is None else mask[i] for i in range(len(y))]
-            rows = [task_loss(unpacking, predictions[i][k], y[i][k]) for i, k in enumerate(keep)]
-            return torch.stack(rows)
+            return loop.loss(unpacking, predictions, y, mask)
 
         def embed(learner: TaskLearner, state: State, x: Tensor, mask: Tensor | None) -> Tensor:
             return x
@@ -321,8 +323,9 @@ class Asked(Learner):
         return Engine("collected", embed, nothing, nothing, cross, loss)
 
     def _check_graph(self, found: list[Any], task: int, started: int) -> None:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or task in self._checked:
             return
+        self._checked.add(task)  # it is the same inner loop whatever the model is asked
         if not any(leaf.requires_grad for leaf in found):
             raise ValueError(
                 f"the predictions of task {task}'s model carry no gradient. Adapt it with a graph: not "

@@ -14,9 +14,10 @@ from trlearner import collect
 from trlearner.batch import TaskBatch
 from trlearner.functional import per_task
 from trlearner.output import Output
+from trlearner.samples import Pair
 from trlearner.types import LossFn
 
-Adapt = Callable[[collect.Pair], collect.Predict]
+Adapt = Callable[[Pair], collect.Predict]
 
 
 @runtime_checkable
@@ -59,12 +60,10 @@ class Regularized:
             torch.zeros_like(own).detach() if term is None else term.loss.detach(),
             None if term is None else term.relations.detach(),
             None if term is None else term.weights.detach(),
-            per_task(lambda i, keep: _tensor(answers[i]), batch.query.mask, len(batch)).detach(),
+            per_task(
+                lambda i, keep: collect.packed(tree_leaves(answers[i])),
+                batch.query.mask,
+                len(batch),
+            ).detach(),
             "collected",
         )
-
-
-def _tensor(answer: Any) -> Tensor:
-    """Predictions that are several tensors, as one ``[samples, outputs]``."""
-    leaves = tree_leaves(answer)
-    return leaves[0] if len(leaves) == 1 else torch.cat([leaf.flatten(1) for leaf in leaves], 1)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-Pair = tuple[Tensor, Tensor]
+from trlearner.samples import Pair
+
 Adapt = Callable[[Pair], Any]
 Answer = Callable[[Any, Tensor], Any]
 

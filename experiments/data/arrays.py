@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -14,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from trlearner.experiments.data.cache import folder
+from trlearner.experiments.whole import replaced
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -48,10 +47,5 @@ def stored(name: str, depends_on: Any, make: Callable[[], Arrays]) -> Arrays:
 def _write(path: Path, arrays: Arrays) -> None:
     """All or nothing, however many processes write the same file at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}-{uuid.uuid4().hex}")
-    try:
-        with beside.open("xb") as file:
-            np.savez(file, **arrays)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replaced(path) as beside, beside.open("xb") as file:
+        np.savez(file, **arrays)

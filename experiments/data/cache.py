@@ -8,15 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from trlearner.experiments.data.gallery import Gallery, Kind
+from trlearner.experiments.whole import replaced
 
 
 class Draft(NamedTuple):
@@ -77,7 +76,7 @@ def stamp(files: Iterable[Path], root: Path) -> str:
 def _write(images: Path, index: Path, draft: Draft) -> None:
     images.parent.mkdir(parents=True, exist_ok=True)
     shape = (sum(kind.size for kind in draft.kinds), *draft.shape)
-    with _replaced(images) as file:
+    with replaced(images) as file:
         array = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
         done = 0
         for block in draft.blocks:
@@ -86,16 +85,5 @@ def _write(images: Path, index: Path, draft: Draft) -> None:
         assert done == len(array), f"{done} images were made of {len(array)}"
         array.flush()
         del array
-    with _replaced(index) as file:
+    with replaced(index) as file:
         file.write_text(json.dumps(draft.kinds), "utf-8")
-
-
-@contextmanager
-def _replaced(target: Path) -> Iterator[Path]:
-    """A file beside the target that takes its place in the end, or leaves nothing behind."""
-    beside = target.with_name(f".{target.stem}-{uuid.uuid4().hex}")
-    try:
-        yield beside
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)

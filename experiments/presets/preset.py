@@ -10,7 +10,7 @@ from typing import Any
 from trlearner.experiments.config import Config
 
 DOMAINS = ("regression", "images", "drugs", "pose")
-"""Each is a module beside this one with its `PRESETS`."""
+"""Each is a module of `data` with its `PROBLEMS`, and one beside this with their `PRESETS`."""
 
 
 @dataclass(frozen=True)
