@@ -21,12 +21,12 @@ SUITE = [
 
 MUTANTS = {
     "relation term dropped": (
-        "regularizer.py",
+        "meta_step.py",
         "own + draws.lam * term.loss",
         "own + 0 * term.loss",
     ),
-    "task term dropped": ("regularizer.py", "own + draws.lam * term.loss", "draws.lam * term.loss"),
-    "lambda dropped": ("regularizer.py", "own + draws.lam * term.loss", "own + term.loss"),
+    "task term dropped": ("meta_step.py", "own + draws.lam * term.loss", "draws.lam * term.loss"),
+    "lambda dropped": ("meta_step.py", "own + draws.lam * term.loss", "own + term.loss"),
     "w_ij swapped for w_ji": (
         "consistency.py",
         "share = weights.T.reshape(*weights.T",
@@ -52,14 +52,14 @@ MUTANTS = {
     ),
     "one norm dropped": ("relation.py", "return units @ units.mT", "return units @ views.mT"),
     "relation detached": (
-        "regularizer.py",
-        "relations, self.normalize",
-        "relations.detach(), self.normalize",
+        "meta_step.py",
+        "relations, settings.normalize",
+        "relations.detach(), settings.normalize",
     ),
     "own loss of other task": (
-        "regularizer.py",
-        "engine.loss(self._loss(state), mixed, chosen.y, ",
-        "engine.loss(self._loss(state), mixed, chosen.y.roll(1, 0), ",
+        "meta_step.py",
+        "engine.loss(loss_fn, mixed, chosen.y, ",
+        "engine.loss(loss_fn, mixed, chosen.y.roll(1, 0), ",
     ),
     "first order everywhere": (
         "engines/loop.py",

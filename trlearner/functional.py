@@ -155,3 +155,14 @@ def take(values: Tensor, choice: Tensor) -> Tensor:
 def random_state_kept(x: Tensor) -> AbstractContextManager[None]:
     """Whatever is drawn inside, on the CPU or on the device of `x`, leaves no trace outside."""
     return torch.random.fork_rng(devices=[x.device] if x.is_cuda else [])
+
+
+def random_state() -> list[Tensor]:
+    """Where torch's global random generators stand, of the CPU and of every GPU."""
+    return [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+
+
+def set_random_state(state: list[Tensor]) -> None:
+    """Puts them back to where they stood."""
+    torch.set_rng_state(state[0])
+    torch.cuda.set_rng_state_all(state[1:])

@@ -16,19 +16,23 @@ class Output:
         loss: ``task_loss + lam * relation_loss``.
         task_loss: The learner's own meta-loss, a scalar.
         relation_loss: L_TR, a scalar; 0 where it was not computed.
-        relations: M ``[tasks, models]``; ``None`` where it was not computed.
-        weights: The mixture weights ``[tasks, models]``; ``None`` where there are none.
         predictions: Every model on its own task's queries, ``[tasks, queries, ...]``.
         engine: The name of the engine that ran.
+        relations: M ``[tasks, models]``; this and what follows is ``None`` where it was not computed.
+        weights: The mixture weights ``[tasks, models]``.
+        embeddings: What the relations were computed from, ``[tasks, dim]``.
+        alignment_confidence: How sure the alignment of classes was, from 1 / classes to 1.
     """
 
     loss: Tensor
     task_loss: Tensor
     relation_loss: Tensor
-    relations: Tensor | None
-    weights: Tensor | None
     predictions: Tensor
     engine: str
+    relations: Tensor | None = None
+    weights: Tensor | None = None
+    embeddings: Tensor | None = None
+    alignment_confidence: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,3 +51,10 @@ class Term(NamedTuple):
     loss: Tensor  # scalar
     relations: Tensor  # [tasks, models]
     weights: Tensor  # [tasks, models]
+    embeddings: Tensor  # [tasks, dim]
+    alignment_confidence: Tensor | None
+
+    def looks(self) -> dict[str, Tensor | None]:
+        """All but the loss, detached, by the names that `Output` has for it."""
+        found = {n: getattr(self, n) for n in self._fields if n != "loss"}
+        return {n: None if t is None else t.detach() for n, t in found.items()}

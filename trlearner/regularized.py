@@ -54,16 +54,9 @@ class Regularized:
             tasks.add(model, support=support, query=(x, y), id=batch.ids[i] if batch.ids else i)
         own, penalty = torch.stack(losses).mean(), tasks.penalty()
         term = tasks.term
-        return Output(
-            own + penalty,
-            own.detach(),
-            torch.zeros_like(own).detach() if term is None else term.loss.detach(),
-            None if term is None else term.relations.detach(),
-            None if term is None else term.weights.detach(),
-            per_task(
-                lambda i, keep: collect.packed(tree_leaves(answers[i])),
-                batch.query.mask,
-                len(batch),
-            ).detach(),
-            "collected",
-        )
+        answered = per_task(
+            lambda i, keep: collect.packed(tree_leaves(answers[i])), batch.query.mask, len(batch)
+        ).detach()
+        related = torch.zeros_like(own).detach() if term is None else term.loss.detach()
+        looks = {} if term is None else term.looks()
+        return Output(own + penalty, own.detach(), related, answered, "collected", **looks)

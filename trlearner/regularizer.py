@@ -4,41 +4,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from trlearner import align
 from trlearner.batch import TaskBatch
-from trlearner.chunks import cross_in_chunks
 from trlearner.collect import Collected
-from trlearner.consistency import (
-    Mixture,
-    Normalize,
-    mix,
-    mixture_kind,
-    nearest,
-    relation_weights,
-)
+from trlearner.consistency import Mixture, Normalize, mixture_kind
 from trlearner.encoders.extractor import Extractor
-from trlearner.encoders.protocol import Encoder, HasPrototypes, embed_tasks
+from trlearner.encoders.protocol import Encoder, embed_tasks
 from trlearner.engines import compiled, guard
 from trlearner.engines.choose import ENGINES, SELF_CHOSEN, settle, settled
 from trlearner.engines.graph import NotCompilable
 from trlearner.engines.tune import fastest
-from trlearner.functional import pure_call, random_state_kept, take, tensors
+from trlearner.functional import random_state, random_state_kept, set_random_state, tensors
 from trlearner.learners.protocol import Learner
+from trlearner.meta_step import PREFIX, meta_step, relation_term, state_of_loss
 from trlearner.options import OPTIONS, Align, check_options
 from trlearner.output import Draws, Output, Term
 from trlearner.regularized import Regularized
 from trlearner.relation import TaskRelation, relation_matrix
 from trlearner.samples import Samples
 from trlearner.seam import Engine
-from trlearner.types import Fast, LossFn, State
+from trlearner.types import State
 from trlearner.warn import warn
 
-PREFIX = "regularizer."
+
+@runtime_checkable
+class Monitor(Protocol):
+    """What is shown every meta-step that trains; see `RelationMonitor`."""
+
+    def __call__(
+        self,
+        seen: Output | Term,
+        regularizer: nn.Module,
+        batch: TaskBatch,
+        learner: Learner | None = None,
+        own_loss: Callable[[], Tensor] | None = None,
+    ) -> None:
+        """Looks at a step before its backward pass.
+
+        Args:
+            seen: What the step found.
+            regularizer: Whose step it was.
+            batch: Its tasks.
+            learner: Who adapted to them; ``None`` for a loop of the user's own.
+            own_loss: Computes the learner's own loss of this step again, with a graph.
+        """
 
 
 class TRLearner(nn.Module):
@@ -67,6 +82,9 @@ class TRLearner(nn.Module):
             compile where that pays, from about 5,000 on.
         generator: Draws the queries, and its seed the heads' noise; by default one seeded like torch,
             apart from the global stream.
+
+    Attributes:
+        monitor: Is shown every step that trains, e.g. a `RelationMonitor`; ``None`` costs nothing.
 
     Example:
         >>> import trlearner as tr
@@ -122,6 +140,7 @@ class TRLearner(nn.Module):
         self.queries = queries
         self.chunk_size = chunk_size
         self.planned_steps = planned_steps
+        self.monitor: Monitor | None = None
         self._warned: set[str] = set()
         self.check_options()
 
@@ -142,7 +161,7 @@ class TRLearner(nn.Module):
         engine = learner.check(
             batch.support, self.loss_fn, batch.query, planned_steps=self.planned_steps
         )
-        state = learner.state() | self._state_of_loss()
+        state = learner.state() | state_of_loss(self.loss_fn)
         related = self.lam != 0 and len(batch) > 1
         if related:
             state |= self._prepared(learner, batch)
@@ -150,6 +169,43 @@ class TRLearner(nn.Module):
         draws = Draws(self.lam, self.temperature, related, chosen)
         if learner.engine == "tune" and not settled(learner):
             engine = self._tune(learner, state, batch, draws)
+        if self.monitor is None or not torch.is_grad_enabled():
+            return self._run_somehow(engine, learner, state, batch, draws)
+        random = random_state()
+        out = self._run_somehow(engine, learner, state, batch, draws)
+
+        def own_loss() -> Tensor:
+            with random_state_kept(batch.query.x):
+                set_random_state(random)
+                without = replace(draws, lam=0.0)
+                return self._run(ENGINES[out.engine], learner, state, batch, without).loss
+
+        self.monitor(out, self, batch, learner, own_loss)
+        return out
+
+    def relate(self, learner: Learner, batch: TaskBatch) -> Tensor:
+        """M ``[tasks, models]`` of some tasks, for looking: nothing is trained, no graph is kept.
+
+        Example:
+            >>> import trlearner as tr
+            >>> learner = tr.MAML(nn.Linear(1, 1), lr=0.1, steps=2)
+            >>> reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=8))
+            >>> x = torch.rand(4, 10, 1)
+            >>> reg.relate(learner, tr.TaskBatch(support=(x, 2 * x), query=(x, 2 * x))).shape
+            torch.Size([4, 4])
+        """
+        with torch.no_grad(), random_state_kept(batch.query.x):
+            adapted = learner.adapt(batch.support, self.loss_fn)
+            state = {**adapted.state, **self._prepared(learner, batch)}
+            embeddings = embed_tasks(
+                self.encoder, adapted.runner, learner, state, batch, adapted.fast
+            )
+            return relation_matrix(embeddings, self.relation.weight)
+
+    def _run_somehow(
+        self, engine: Engine, learner: Learner, state: State, batch: TaskBatch, draws: Draws
+    ) -> Output:
+        """On another engine, if a graph was not asked for and cannot be made."""
         try:
             return self._run(engine, learner, state, batch, draws)
         except NotCompilable as error:
@@ -225,20 +281,21 @@ class TRLearner(nn.Module):
 
     def term_of(self, learner: Learner, engine: Engine, batch: TaskBatch) -> Term:
         """The relation term of models that were adapted elsewhere; `collect` calls it."""
-        state = self._state_of_loss() | self._prepared(learner, batch)
+        state = state_of_loss(self.loss_fn) | self._prepared(learner, batch)
         mixture_kind(self.mixture, batch.query.y, self.normalize)
         draws = Draws(self.lam, self.temperature, True, self._draw_queries(batch.query))
         fast = {"model": torch.arange(len(batch))}
-        return self.term(engine, learner, state, batch, fast, batch.query.x, draws)
+        return relation_term(self, engine, learner, state, batch, fast, batch.query.x, draws)
 
     def _run(
         self, engine: Engine, learner: Learner, state: State, batch: TaskBatch, draws: Draws
     ) -> Output:
+        step = partial(meta_step, self)
         if engine.name not in compiled.NAMES:
-            return self.step(engine, learner, state, batch, draws)
+            return step(engine, learner, state, batch, draws)
         used = self if draws.related else self.loss_fn
         settings = guard.settings(used) if isinstance(used, nn.Module) else used
-        return compiled.run(self.step, self, engine, learner, state, batch, draws, settings)
+        return compiled.run(step, self, engine, learner, state, batch, draws, settings)
 
     def _tune(self, learner: Learner, state: State, batch: TaskBatch, draws: Draws) -> Engine:
         """Times the engines on this batch and settles for the fastest."""
@@ -256,130 +313,6 @@ class TRLearner(nn.Module):
         eager = ("loop",) if masked and learner.couples_samples() else ("loop", "batched")
         settle(learner, fastest(once, eager, self.planned_steps))
         return learner.check(batch.support, self.loss_fn, batch.query)
-
-    def step(
-        self, engine: Engine, learner: Learner, state: State, batch: TaskBatch, draws: Draws
-    ) -> Output:
-        """The meta-step as a pure function of state, batch and draws; `forward` calls it.
-
-        Args:
-            engine: Runs the tasks.
-            learner: Whose functions are run; its parameters are read from `state` only.
-            state: The learner's parameters and buffers by name, this module's under `PREFIX`.
-            batch: The tasks.
-            draws: λ, the temperature and the random choices.
-        """
-        support, query, loss_fn = batch.support, batch.query, self._loss(state)
-        features = engine.embed(learner, state, support.x, support.mask)
-        fast = engine.adapt(learner, state, features, support, loss_fn, learner.steps)
-        asked = engine.embed(learner, state, query.x, query.mask)
-        predictions = engine.predict(learner, state, fast, asked, query.mask)
-        own = engine.loss(loss_fn, predictions, query.y, query.mask).mean()
-        if not draws.related:
-            zero = torch.zeros_like(own).detach()
-            return Output(own, own.detach(), zero, None, None, predictions.detach(), engine.name)
-        term = self.term(engine, learner, state, batch, fast, asked, draws)
-        return Output(
-            own + draws.lam * term.loss,
-            own.detach(),
-            term.loss.detach(),
-            term.relations.detach(),
-            term.weights.detach(),
-            predictions.detach(),
-            engine.name,
-        )
-
-    def term(
-        self,
-        engine: Engine,
-        learner: Learner,
-        state: State,
-        batch: TaskBatch,
-        fast: Fast,
-        asked: Tensor,
-        draws: Draws,
-    ) -> Term:
-        """The relation term of adapted models, which `step` adds to the learner's own loss.
-
-        Args:
-            engine: Asks the models.
-            learner: Whose models these are.
-            state: As in `step`.
-            batch: As in `step`.
-            fast: The models.
-            asked: What ``engine.embed`` made of the queries.
-            draws: As in `step`.
-        """
-        embeddings = embed_tasks(self.encoder, engine, learner, state, batch, fast)
-        relations = relation_matrix(embeddings, state[PREFIX + "relation.weight"])
-        weights = relation_weights(
-            relations, self.normalize, temperature=draws.temperature, top_k=self.top_k
-        )
-        mixed, chosen = self._mixture(
-            engine, learner, state, batch, fast, asked, relations, weights, draws.queries
-        )
-        related = engine.loss(self._loss(state), mixed, chosen.y, chosen.mask).mean()
-        return Term(related, relations, weights)
-
-    def _mixture(
-        self,
-        engine: Engine,
-        learner: Learner,
-        state: State,
-        batch: TaskBatch,
-        fast: Fast,
-        asked: Tensor,
-        relations: Tensor,
-        weights: Tensor,
-        choice: Tensor | None,
-    ) -> tuple[Tensor, Samples]:
-        """Each task's (chosen) queries as its neighbours' mixture predicts them, and those queries."""
-        query = batch.query
-        chosen = query if choice is None else query.choose(choice)
-        # Layers that couple samples must see all of them; elsewhere only what is needed is computed.
-        late = choice is not None and learner.couples_samples()
-        if choice is not None and not late:
-            asked = take(asked, choice)
-        mask = query.mask if late else chosen.mask
-        alignment = self._alignment(learner, state, batch)
-        neighbours = None
-        if self.top_k is not None and self.top_k < len(batch) - 1:
-            neighbours = nearest(relations.detach(), self.top_k).T.contiguous()
-            weights = weights.gather(1, neighbours.T)
-            if alignment is not None:
-                tasks = torch.arange(len(batch), device=neighbours.device)
-                alignment = alignment[neighbours, tasks]
-        predictions = cross_in_chunks(
-            engine, learner, state, fast, asked, mask, neighbours, self.chunk_size
-        )
-        if late:
-            tasks = torch.arange(len(batch), device=predictions.device)[:, None]
-            predictions = predictions[:, tasks, choice]
-        kind = mixture_kind(self.mixture, query.y, self.normalize)
-        return mix(predictions, weights, kind, alignment), chosen
-
-    def _state_of_loss(self) -> dict[str, Tensor]:
-        """What a loss that is a module holds (class weights, or parameters of its own)."""
-        if not isinstance(self.loss_fn, nn.Module):
-            return {}
-        return {PREFIX + "loss_fn." + name: t for name, t in tensors(self.loss_fn).items()}
-
-    def _loss(self, state: State) -> LossFn:
-        """`loss_fn`, with what it holds taken from the state."""
-        module, prefix = self.loss_fn, PREFIX + "loss_fn."
-        own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-        if not own or not isinstance(module, nn.Module):
-            return module
-        return lambda predictions, targets: pure_call(module, own, predictions, targets)
-
-    def _alignment(self, learner: Learner, state: State, batch: TaskBatch) -> Tensor | None:
-        if self.align == "none":
-            return None
-        assert isinstance(self.encoder, HasPrototypes)  # checked with the options
-        prototypes = self.encoder.prototypes(learner, state, batch)
-        return (
-            align.sinkhorn(prototypes) if self.align == "sinkhorn" else align.hungarian(prototypes)
-        )
 
     def _draw_queries(self, query: Samples) -> Tensor | None:
         """Which queries of each task to use ``[tasks, chosen]``, real ones first."""
@@ -436,6 +369,10 @@ class TRLearner(nn.Module):
         if message not in self._warned:
             self._warned.add(message)
             warn(message)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is not monitored: an open event file cannot be copied, and one writer is enough."""
+        return {**self.__dict__, "monitor": None}
 
     def get_extra_state(self) -> Tensor:
         """Where the draws of queries stand, so that a resumed run goes on with the same."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from trlearner.functional import random_state, set_random_state
 from trlearner.samples import Pair
 
 Adapt = Callable[[Pair], Any]
@@ -53,12 +54,12 @@ class Cut:
         if all(gradient is None for gradient in reached):
             return
         buffers = [] if self.model is None else list(self.model.buffers())
-        before, after = [b.clone() for b in buffers], _random_state()
-        _set_random_state(self.draws)
+        before, after = [b.clone() for b in buffers], random_state()
+        set_random_state(self.draws)
         try:
             again, _ = tree_flatten(self.adapt(self.support))
         finally:
-            _set_random_state(after)
+            set_random_state(after)
         pairs = [
             (a, g) for a, g in zip(again, reached, strict=True) if g is not None and a.requires_grad
         ]
@@ -73,7 +74,7 @@ def cut(adapt: Adapt, predict: Answer, support: Pair, model: nn.Module | None) -
     Raises:
         TypeError: `adapt` returned no tensors.
     """
-    draws = _random_state()
+    draws = random_state()
     found, spec = tree_flatten(adapt(support))
     if not found or not all(isinstance(t, Tensor) for t in found):
         raise TypeError(
@@ -82,12 +83,3 @@ def cut(adapt: Adapt, predict: Answer, support: Pair, model: nn.Module | None) -
         )
     leaves = [t.detach().requires_grad_(t.requires_grad) for t in found]
     return Cut(adapt, predict, support, leaves, spec, draws, model)
-
-
-def _random_state() -> list[Tensor]:
-    return [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
-
-
-def _set_random_state(state: list[Tensor]) -> None:
-    torch.set_rng_state(state[0])
-    torch.cuda.set_rng_state_all(state[1:])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -111,7 +111,7 @@ def adapt(
     return _graph(function, learner, engine, learner, inputs, support, facts)(inputs)
 
 
-OUTPUTS = ("loss", "task_loss", "relation_loss", "relations", "weights", "predictions")
+OUTPUTS = tuple(field.name for field in fields(Output) if field.name != "engine")
 STATE = "state."
 
 

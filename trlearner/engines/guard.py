@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trlearner.warn import warn
 
 Key = tuple[tuple[str, Hashable], ...]
-INPUTS = ("lam", "temperature", "planned_steps")
+IRRELEVANT = ("lam", "temperature", "planned_steps", "monitor")
 """Settings that no graph depends on: λ and the temperature are inputs of it."""
 PURPOSE = ("engine", "gradients", "relation term")
 """Facts by which graphs differ on purpose: training and validation have one each."""
@@ -34,7 +34,7 @@ def settings(module: nn.Module) -> Hashable:
     found: list[Any] = []
     for m in module.modules():
         for name, value in m.__dict__.items():
-            if name[0] == "_" or name in INPUTS:
+            if name[0] == "_" or name in IRRELEVANT:
                 continue
             if isinstance(value, PLAIN) or callable(value):
                 found.append((name, value))

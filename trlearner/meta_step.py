@@ -1,0 +1,188 @@
+"""The regularized meta-step as a pure function of state, batch and draws."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from trlearner import align
+from trlearner.batch import TaskBatch
+from trlearner.chunks import cross_in_chunks
+from trlearner.consistency import (
+    Mixture,
+    Normalize,
+    mix,
+    mixture_kind,
+    nearest,
+    relation_weights,
+)
+from trlearner.encoders.protocol import Encoder, HasPrototypes, embed_tasks
+from trlearner.functional import pure_call, take, tensors
+from trlearner.learners.protocol import Learner
+from trlearner.options import Align
+from trlearner.output import Draws, Output, Term
+from trlearner.relation import relation_matrix
+from trlearner.samples import Samples
+from trlearner.seam import Engine
+from trlearner.types import Fast, LossFn, State
+
+PREFIX = "regularizer."
+"""Where the state keeps what is the regularizer's."""
+
+
+@runtime_checkable
+class Settings(Protocol):
+    """What the step needs to know of a `TRLearner`; none of it is a tensor that is trained."""
+
+    encoder: Encoder
+    loss_fn: LossFn
+    normalize: Normalize
+    mixture: Mixture
+    align: Align
+    top_k: int | None
+    chunk_size: int | None
+
+
+def meta_step(
+    settings: Settings,
+    engine: Engine,
+    learner: Learner,
+    state: State,
+    batch: TaskBatch,
+    draws: Draws,
+) -> Output:
+    """``L = mean_i loss(f_i(X_i), Y_i) + lam * L_TR``.
+
+    Args:
+        settings: What is fixed.
+        engine: Runs the tasks.
+        learner: Whose functions are run; its parameters are read from `state` only.
+        state: The learner's parameters and buffers by name, the regularizer's under `PREFIX`.
+        batch: The tasks.
+        draws: λ, the temperature and the random choices.
+    """
+    support, query, loss_fn = batch.support, batch.query, _loss(settings.loss_fn, state)
+    features = engine.embed(learner, state, support.x, support.mask)
+    fast = engine.adapt(learner, state, features, support, loss_fn, learner.steps)
+    asked = engine.embed(learner, state, query.x, query.mask)
+    predictions = engine.predict(learner, state, fast, asked, query.mask)
+    own = engine.loss(loss_fn, predictions, query.y, query.mask).mean()
+    seen = predictions.detach()
+    if not draws.related:
+        return Output(own, own.detach(), torch.zeros_like(own).detach(), seen, engine.name)
+    term = relation_term(settings, engine, learner, state, batch, fast, asked, draws)
+    loss, related = own + draws.lam * term.loss, term.loss.detach()
+    return Output(loss, own.detach(), related, seen, engine.name, **term.looks())
+
+
+def relation_term(
+    settings: Settings,
+    engine: Engine,
+    learner: Learner,
+    state: State,
+    batch: TaskBatch,
+    fast: Fast,
+    asked: Tensor,
+    draws: Draws,
+) -> Term:
+    """L_TR of adapted models, and what it is made of.
+
+    Args:
+        settings: As in `meta_step`.
+        engine: Asks the models.
+        learner: Whose models these are.
+        state: As in `meta_step`.
+        batch: The tasks.
+        fast: The models.
+        asked: What ``engine.embed`` made of the queries.
+        draws: As in `meta_step`.
+    """
+    embeddings = embed_tasks(settings.encoder, engine, learner, state, batch, fast)
+    relations = relation_matrix(embeddings, state[PREFIX + "relation.weight"])
+    weights = relation_weights(
+        relations, settings.normalize, temperature=draws.temperature, top_k=settings.top_k
+    )
+    alignment = _alignment(settings, learner, state, batch)
+    mixed, chosen = _mixture(
+        settings, engine, learner, state, batch, fast, asked, relations, weights, alignment, draws
+    )
+    loss_fn = _loss(settings.loss_fn, state)
+    related = engine.loss(loss_fn, mixed, chosen.y, chosen.mask).mean()
+    confidence = None if alignment is None else _confidence(alignment)
+    return Term(related, relations, weights, embeddings, confidence)
+
+
+def _mixture(
+    settings: Settings,
+    engine: Engine,
+    learner: Learner,
+    state: State,
+    batch: TaskBatch,
+    fast: Fast,
+    asked: Tensor,
+    relations: Tensor,
+    weights: Tensor,
+    alignment: Tensor | None,
+    draws: Draws,
+) -> tuple[Tensor, Samples]:
+    """Each task's (chosen) queries as its neighbours' mixture predicts them, and those queries."""
+    query, choice = batch.query, draws.queries
+    chosen = query if choice is None else query.choose(choice)
+    # Layers that couple samples must see all of them; elsewhere only what is needed is computed.
+    late = choice is not None and learner.couples_samples()
+    if choice is not None and not late:
+        asked = take(asked, choice)
+    mask = query.mask if late else chosen.mask
+    neighbours = None
+    if settings.top_k is not None and settings.top_k < len(batch) - 1:
+        neighbours = nearest(relations.detach(), settings.top_k).T.contiguous()
+        weights = weights.gather(1, neighbours.T)
+        if alignment is not None:
+            tasks = torch.arange(len(batch), device=neighbours.device)
+            alignment = alignment[neighbours, tasks]
+    predictions = cross_in_chunks(
+        engine, learner, state, fast, asked, mask, neighbours, settings.chunk_size
+    )
+    if late:
+        tasks = torch.arange(len(batch), device=predictions.device)[:, None]
+        predictions = predictions[:, tasks, choice]
+    kind = mixture_kind(settings.mixture, query.y, settings.normalize)
+    return mix(predictions, weights, kind, alignment), chosen
+
+
+def _alignment(
+    settings: Settings, learner: Learner, state: State, batch: TaskBatch
+) -> Tensor | None:
+    if settings.align == "none":
+        return None
+    assert isinstance(settings.encoder, HasPrototypes)  # checked with the options
+    prototypes = settings.encoder.prototypes(learner, state, batch)
+    return (
+        align.sinkhorn(prototypes) if settings.align == "sinkhorn" else align.hungarian(prototypes)
+    )
+
+
+def _confidence(alignment: Tensor) -> Tensor:
+    """How sure an alignment ``[models, tasks, classes, classes]`` is: 1 is hard, 1 / classes a guess."""
+    tasks = alignment.shape[0]
+    other = ~torch.eye(tasks, dtype=torch.bool, device=alignment.device)
+    best = alignment.detach().amax(-1).mean(-1)
+    return torch.where(other, best, 0.0).sum() / (tasks * (tasks - 1))
+
+
+def state_of_loss(loss_fn: LossFn) -> dict[str, Tensor]:
+    """What a loss that is a module holds (class weights, or parameters of its own)."""
+    if not isinstance(loss_fn, nn.Module):
+        return {}
+    return {PREFIX + "loss_fn." + name: t for name, t in tensors(loss_fn).items()}
+
+
+def _loss(loss_fn: LossFn, state: State) -> LossFn:
+    """`loss_fn`, with what it holds taken from the state."""
+    prefix = PREFIX + "loss_fn."
+    own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    if not own or not isinstance(loss_fn, nn.Module):
+        return loss_fn
+    return lambda predictions, targets: pure_call(loss_fn, own, predictions, targets)
