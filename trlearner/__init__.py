@@ -17,6 +17,8 @@ from trlearner.learners.metasgd import MetaSGD
 from trlearner.learners.protocol import GradientLearner, Learner
 from trlearner.learners.protonet import ProtoNet
 from trlearner.learners.tnet import TNet
+from trlearner.monitor.monitor import RelationMonitor
+from trlearner.monitor.plot import plot_relations
 from trlearner.output import Output
 from trlearner.regularizer import TRLearner
 from trlearner.relation import TaskRelation, relation_matrix
@@ -39,6 +41,7 @@ __all__ = [
     "MetaSGD",
     "Output",
     "ProtoNet",
+    "RelationMonitor",
     "Samples",
     "TNet",
     "TRLearner",
@@ -47,6 +50,7 @@ __all__ = [
     "UpdateEncoder",
     "doctor",
     "hungarian",
+    "plot_relations",
     "relation_consistency",
     "relation_matrix",
     "relation_weights",

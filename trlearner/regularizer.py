@@ -29,7 +29,7 @@ from trlearner.regularized import Regularized
 from trlearner.relation import TaskRelation, relation_matrix
 from trlearner.samples import Samples
 from trlearner.seam import Engine
-from trlearner.types import State
+from trlearner.types import LossFn, State
 from trlearner.warn import warn
 
 
@@ -40,7 +40,7 @@ class Monitor(Protocol):
     def __call__(
         self,
         seen: Output | Term,
-        regularizer: nn.Module,
+        regularizer: TRLearner,
         batch: TaskBatch,
         learner: Learner | None = None,
         own_loss: Callable[[], Tensor] | None = None,

@@ -1,0 +1,1 @@
+"""Watching relations while a learner trains."""

@@ -1,0 +1,168 @@
+"""A matrix between tasks as a picture, drawn with NumPy and Pillow: a few milliseconds each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from trlearner.monitor.palette import colour, limits
+
+SIDE = 512
+"""Pixels that the cells take together, about."""
+MOST = 256
+"""More tasks than this are averaged in blocks, which keeps a picture below some 200 kB."""
+CELL = 40
+"""At most so many pixels for one cell."""
+TEXT = 12
+GAP = 8
+BAR = 14
+NAME = 18
+"""So many letters of a name are shown."""
+INK = (30, 30, 30)
+
+
+def heatmap(
+    matrix: Float[np.ndarray, "tasks tasks"],
+    names: Sequence[str] | None = None,
+    title: str = "",
+    scale: int = 1,
+    digits: int = 2,
+    diagonal: bool = False,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The matrix with names at its rows and columns, and a bar that says what the colours mean.
+
+    The diagonal is left white unless it is asked for: a task's relation to itself is 1 and would hide
+    the differences among the others.
+
+    Args:
+        matrix: One row and one column a task; NaN is grey.
+        names: One a task; a run of equal ones is written once, in its middle.
+        title: Above it.
+        scale: So many times as large, for print.
+        digits: Of the numbers beside the bar.
+        diagonal: Whether it says something.
+    """
+    names = [str(i) for i in range(len(matrix))] if names is None else [str(n) for n in names]
+    cells = matrix.astype(float).copy()
+    if not diagonal:
+        np.fill_diagonal(cells, np.nan)
+    low, high, signed = limits(cells)
+    shrunk, names = _shrunk(cells, names)
+    side = max(1, min(CELL * scale, SIDE * scale // max(1, len(shrunk))))
+    pixels = colour(shrunk, low, high, signed)
+    if not diagonal and len(cells) == len(shrunk):
+        pixels[np.arange(len(shrunk)), np.arange(len(shrunk))] = 255
+    picture = Image.fromarray(pixels.repeat(side, 0).repeat(side, 1))
+    font = _font(TEXT * scale)
+    shown = [name if len(name) <= NAME else name[: NAME - 1] + "…" for name in names]
+    margin = GAP * scale + max((_width(font, name) for name in shown), default=0)
+    top = (TEXT + 2 * GAP) * scale if title else GAP * scale
+    numbers = [f"{low + (high - low) * i / 4:.{digits}f}" for i in range(5)]
+    right = (2 * GAP + BAR + GAP // 2) * scale + max(_width(font, n) for n in numbers)
+    height, width = picture.height, picture.width
+    least = margin + (_width(_font(TEXT * scale), title) if title else 0) + GAP * scale
+    tall = max(height, 5 * (TEXT + 2) * scale)
+    sheet = Image.new(
+        "RGB",
+        (max(margin + width + right, least), top + tall + margin + GAP * scale),
+        (255, 255, 255),
+    )
+    sheet.paste(picture, (margin, top))
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw.text((margin, GAP * scale), title, fill=INK, font=font)
+    _draw_names(sheet, draw, shown, (margin, top), (width, height), side, scale)
+    _draw_bar(sheet, draw, numbers, signed, (margin + width + 2 * GAP * scale, top), tall, scale)
+    return np.asarray(sheet)
+
+
+def beside(pictures: Sequence[UInt8[np.ndarray, "height width 3"]]) -> UInt8[np.ndarray, "h w 3"]:
+    """Pictures in a row, on white."""
+    tall = max(len(p) for p in pictures)
+    padded = [
+        np.pad(p, ((0, tall - len(p)), (0, 0), (0, 0)), constant_values=255) for p in pictures
+    ]
+    return np.concatenate(padded, 1)
+
+
+def _shrunk(cells: NDArray[np.float64], names: list[str]) -> tuple[NDArray[np.float64], list[str]]:
+    """Means of blocks, where there are more tasks than `MOST`."""
+    block = -(-len(cells) // MOST)
+    if block <= 1:
+        return cells, names
+    starts = np.arange(0, len(cells), block)
+    known = np.isfinite(cells)
+
+    def blocks(values: NDArray[Any]) -> NDArray[Any]:
+        return np.add.reduceat(np.add.reduceat(values, starts, 0), starts, 1)
+
+    total, count = blocks(np.where(known, cells, 0.0)), blocks(known.astype(float))
+    means = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    return means, [names[i] for i in starts]
+
+
+def _draw_names(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    names: Sequence[str],
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    side: int,
+    scale: int,
+) -> None:
+    """At the left of rows, and turned below columns; where there is no room, some are left out."""
+    left, top = corner
+    font, taken = _font(TEXT * scale), list[float]()
+    for middle, name in _runs(names):
+        place = (middle + 0.5) * side
+        if any(abs(place - other) < TEXT * scale for other in taken):
+            continue
+        taken.append(place)
+        draw.text((left - 4 * scale, top + place), name, fill=INK, font=font, anchor="rm")
+        turned = Image.new("RGB", (_width(font, name) + 2, (TEXT + 4) * scale), (255, 255, 255))
+        ImageDraw.Draw(turned).text((0, turned.height / 2), name, fill=INK, font=font, anchor="lm")
+        turned = turned.rotate(-90, expand=True)
+        sheet.paste(turned, (int(left + place - turned.width / 2), top + size[1] + 4 * scale))
+
+
+def _draw_bar(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    numbers: Sequence[str],
+    signed: bool,
+    corner: tuple[int, int],
+    height: int,
+    scale: int,
+) -> None:
+    ramp = np.linspace(1.0, 0.0, height)[:, None].repeat(BAR * scale, 1)
+    sheet.paste(Image.fromarray(colour(ramp, 0.0, 1.0, signed)), corner)
+    for i, number in enumerate(numbers):
+        y = corner[1] + (height - 1) * (1 - i / (len(numbers) - 1))
+        x = corner[0] + (BAR + GAP // 2) * scale
+        anchor = "la" if i == len(numbers) - 1 else ("ld" if i == 0 else "lm")
+        draw.text((x, y), number, fill=INK, font=_font(TEXT * scale), anchor=anchor)
+
+
+def _runs(names: Sequence[str]) -> list[tuple[float, str]]:
+    """The middle of each run of equal names, and the name; the longest first."""
+    runs, start = [], 0
+    for i in range(1, len(names) + 1):
+        if i == len(names) or names[i] != names[start]:
+            runs.append((i - start, (start + i - 1) / 2, names[start]))
+            start = i
+    return [(middle, name) for _, middle, name in sorted(runs, key=lambda run: -run[0])]
+
+
+@cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _width(font: Any, text: str) -> int:
+    return int(font.getlength(text)) + 1
