@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from trlearner import collect
+from trlearner import asked, collect
 from trlearner.batch import TaskBatch
 from trlearner.functional import per_task
 from trlearner.output import Output
 from trlearner.samples import Pair
 from trlearner.types import LossFn
 
-Adapt = Callable[[Pair], collect.Predict]
+Adapt = Callable[[Pair], asked.Predict]
 
 
 @runtime_checkable
@@ -61,7 +61,7 @@ class Regularized:
             None if term is None else term.relations.detach(),
             None if term is None else term.weights.detach(),
             per_task(
-                lambda i, keep: collect.packed(tree_leaves(answers[i])),
+                lambda i, keep: asked.packed(tree_leaves(answers[i])),
                 batch.query.mask,
                 len(batch),
             ).detach(),
