@@ -145,6 +145,77 @@ def test_without_the_term_a_loop_is_its_own_to_the_last_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("sizes", ["equal", "unequal"])
+def test_own_losses_go_back_with_the_penalty(sizes: str, reduction: str) -> None:
+    """What `backward` leaves in ``.grad`` is the engines' gradient, the regularizer's included."""
+    batch = contracts.regression_batch() if sizes == "equal" else unequal()
+    model, twin = contracts.net(), contracts.net()
+    reg, other = regularizer(model, True), regularizer(twin, False)
+    tasks = reg.collect(reduction)
+    for support, query in contracts.tasks_of(batch):
+        fmodel = adapt(model, *support)
+        tasks.add(fmodel, support=support, query=query, loss=mse_loss(fmodel(query[0]), query[1]))
+    loss = tasks.backward()
+    expected, scale = engines(twin, other, batch), len(batch) if reduction == "sum" else 1
+    close(loss, (scale * expected.loss).detach(), 1e-10)
+    expected.loss.backward()
+    found = [*model.parameters(), *reg.parameters()]
+    wanted = [*twin.parameters(), *other.parameters()]
+    for p, q in zip(found, wanted, strict=True):
+        close(p.grad, scale * q.grad, 1e-10)
+    assert not loss.requires_grad and reg.relation.weight.grad.norm() > 0
+
+
+def test_without_the_term_every_own_loss_goes_back_in_its_turn() -> None:
+    """A loop that calls ``backward()`` for each task accumulates in that order: to the last bit."""
+    batch, found = contracts.regression_batch(tasks=8).to(torch.float32), {}
+    for way in ("ours", "a backward a task", "one backward"):
+        model = contracts.net().float()
+        tasks = regularizer(model, True, lam=0.0).float().collect("sum")
+        losses = []
+        for support, query in contracts.tasks_of(batch):
+            fmodel = adapt(model, *support)
+            losses.append(mse_loss(fmodel(query[0]), query[1]))
+            if way == "a backward a task":
+                losses[-1].backward()
+            elif way == "ours":
+                tasks.add(fmodel, support=support, query=query, loss=losses[-1])
+        if way == "ours":
+            close(tasks.backward(), torch.stack(losses).sum().detach(), 1e-6)
+        elif way == "one backward":
+            torch.stack(losses).sum().backward()
+        found[way] = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert torch.equal(found["ours"], found["a backward a task"])
+    assert not torch.equal(found["ours"], found["one backward"])  # so this is a property, not luck
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.7])
+def test_own_losses_may_share_a_part_of_their_graph(lam: float) -> None:
+    """A body that ran once for all tasks is taken back through by each of them."""
+    batch, gradients = contracts.regression_batch(), []
+    for own in (True, False):
+        model = contracts.net()
+        features = torch.tanh(model.body(batch.query.x))
+        tasks, losses = regularizer(model, True, lam=lam).collect(), []
+        for i, (support, query) in enumerate(contracts.tasks_of(batch)):
+            head = model.head.weight * (1 + 0.1 * support[1].mean())
+            loss = mse_loss(features[i] @ head.T, query[1])
+            losses.append(loss)
+            tasks.add(
+                lambda x, h=head, m=model: torch.tanh(m.body(x)) @ h.T,
+                support=support,
+                query=query,
+                loss=loss if own else None,
+            )
+        if own:
+            tasks.backward()
+        else:
+            (torch.stack(losses).mean() + tasks.penalty()).backward()
+        gradients.append(model.body.weight.grad)
+    close(*gradients, 1e-12)
+
+
 def test_batch_statistics_are_those_of_each_task_s_own_queries() -> None:
     def made() -> nn.Module:
         model = contracts.net()
@@ -238,21 +309,74 @@ def test_penalty_comes_once_and_last() -> None:
         tasks.add(nn.Identity(), support=(torch.rand(2, 2),) * 2, query=(torch.rand(2, 2),) * 2)
 
 
-@pytest.mark.parametrize("retained", [False, True])
-def test_backward_before_the_penalty_is_noticed(retained: bool) -> None:
+@pytest.mark.parametrize("lam", [0.0, 0.7])
+def test_a_retained_graph_serves_the_penalty(lam: float) -> None:
+    """Also where λ is annealed from 0: there is always something to take back."""
+    model, batch = contracts.net(), contracts.regression_batch()
+    tasks = regularizer(model, True, lam=lam).collect()
+    for support, query in contracts.tasks_of(batch):
+        fmodel = adapt(model, *support)
+        (mse_loss(fmodel(query[0]), query[1]) / len(batch)).backward(retain_graph=True)
+        tasks.add(fmodel, support=support, query=query)
+    tasks.penalty().backward()
+    twin = contracts.net()
+    engines(twin, regularizer(twin, False, lam=lam), batch).loss.backward()
+    close(model.body.weight.grad, twin.body.weight.grad, 1e-10)
+
+
+def test_backward_before_the_penalty_is_noticed() -> None:
     model, batch = contracts.net(), contracts.regression_batch()
     tasks = regularizer(model, True).collect()
     for support, query in contracts.tasks_of(batch):
         fmodel = adapt(model, *support)
-        mse_loss(fmodel(query[0]), query[1]).backward(retain_graph=retained)
+        mse_loss(fmodel(query[0]), query[1]).backward()
         tasks.add(fmodel, support=support, query=query)
-    if retained:
-        tasks.penalty().backward()
-        return
     with pytest.raises(
         RuntimeError, match=r"backward\(\) has passed through task 0's inner loop already"
     ):
         tasks.penalty()
+
+
+@pytest.mark.unchecked
+def test_own_losses_that_do_not_fit_are_refused() -> None:
+    model = contracts.net()
+    support, query = contracts.tasks_of(contracts.regression_batch())[0]
+    fmodel = adapt(model, *support)
+    for loss, kind, told in (
+        (0.5, TypeError, "loss must be the task's own loss, a tensor of one number, got float"),
+        (fmodel(query[0]), TypeError, r"a tensor of one number, got \[6, 3\]"),
+        (torch.zeros(()), ValueError, "loss carries no gradient. Pass what you called backward"),
+    ):
+        with pytest.raises(kind, match=told):
+            regularizer(model, True).collect().add(fmodel, support=support, query=query, loss=loss)
+
+
+def test_own_losses_go_with_backward_and_only_with_it() -> None:
+    model = contracts.net()
+    pairs = contracts.tasks_of(contracts.regression_batch())
+    for given, call, told in (
+        (
+            (0, 1, 2),
+            "penalty",
+            r"their own loss, which penalty\(\) leaves out: call tasks.backward",
+        ),
+        ((0, 1), "backward", r"task 2 has none: add\(\.\.\., loss=loss\)"),
+        ((), "backward", "task 0 has none"),
+    ):
+        tasks = regularizer(model, True).collect()
+        for i, (support, query) in enumerate(pairs[:3]):
+            fmodel = adapt(model, *support)
+            loss = mse_loss(fmodel(query[0]), query[1]) if i in given else None
+            tasks.add(fmodel, support=support, query=query, loss=loss)
+        with pytest.raises(RuntimeError, match=told):
+            getattr(tasks, call)()
+        assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(ValueError, match="no task was added"):
+        regularizer(model, True).collect().backward()
+    tasks = collected()
+    tasks.penalty()
+    with pytest.raises(RuntimeError, match=r"penalty\(\) was called already"):
+        tasks.backward()
 
 
 def test_one_module_for_two_tasks_is_refused() -> None:

@@ -138,7 +138,8 @@ def test_wrong_use_is_told() -> None:
     tasks.add_task(adapt, predict, support=support, query=query)
     tasks.add(lambda x: x, support=support, query=query)
     with pytest.raises(
-        RuntimeError, match=r"backward\(\) is for tasks that were added by add_task"
+        RuntimeError,
+        match=r"backward\(\) takes the tasks' own losses back, too, and task 1 has none: add",
     ):
         tasks.backward()
 

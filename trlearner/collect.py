@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from types import TracebackType
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from trlearner.asked import Asked, Predict
 from trlearner.batch import TaskBatch
 from trlearner.encoders.protocol import Encoder
 from trlearner.encoders.update import UpdateEncoder
-from trlearner.engines import loop
-from trlearner.functional import per_task
-from trlearner.graph_state import backward_has_passed, clock
 from trlearner.learners.protocol import Learner
 from trlearner.output import Term
 from trlearner.samples import Pair
-from trlearner.seam import Engine, InnerLoop, TaskLearner
+from trlearner.seam import Engine
 from trlearner.two_phase import Adapt, Answer, Cut, cut
-from trlearner.types import Fast, LossFn, State
+from trlearner.types import LossFn
 from trlearner.warn import warn
-
-Predict = Callable[[Tensor], Any]
 
 
 @runtime_checkable
@@ -73,6 +68,7 @@ class Collected:
         self._models: list[Predict] = []
         self._tasks: list[tuple[Pair, Pair]] = []
         self._ids: list[Hashable] = []
+        self._losses: list[Tensor | None] = []
         self._closed = False
 
     def add(
@@ -82,6 +78,7 @@ class Collected:
         support: Pair,
         query: Pair,
         id: Hashable | None = None,
+        loss: Tensor | None = None,
     ) -> None:
         """One more task.
 
@@ -90,11 +87,13 @@ class Collected:
                 a tensor, or a tuple or dict of tensors, whose first axis is ``[samples]``.
             support: Its support samples ``(x [samples, ...], y [samples, ...])``.
             query: Its query samples.
-            id: The task's name, for looking.
+            id: The task's name, for a monitor; it counts where all tasks have one.
+            loss: The task's own loss, in a loop that called its ``backward()`` here: leave that to
+                `backward`, at the end, in place of `penalty`.
 
         Raises:
-            TypeError: `predict` cannot be called.
-            ValueError: This model was added before.
+            TypeError: `predict` cannot be called, or `loss` is no tensor of one number.
+            ValueError: This model was added before, or `loss` carries no gradient.
             RuntimeError: `penalty` was called already.
         """
         if self._closed:
@@ -113,9 +112,12 @@ class Collected:
                 "function of each task's own, e.g. lambda x, p=dict(net.named_parameters()): "
                 "torch.func.functional_call(net, p, (x,))."
             )
+        if loss is not None:
+            _check_loss(loss)
+        self._losses.append(loss)
         self._models.append(predict)
         self._tasks.append((support, query))
-        self._ids.append(len(self._ids) if id is None else id)
+        self._ids.append(id)
 
     def add_task(
         self,
@@ -143,45 +145,64 @@ class Collected:
     def backward(self, loss_fn: LossFn | None = None) -> Tensor:
         """The whole meta-step's backward pass: the tasks' own losses and the relation term.
 
-        It equals ``(loss + tasks.penalty()).backward()`` of all tasks in one graph, but keeps the graph of
-        one inner loop at a time.
+        It is for tasks that were added with their loss, and for those of `add_task`, of which it keeps the
+        graph of one inner loop at a time. The gradient is that of ``(loss + tasks.penalty()).backward()``.
+        Without the term (λ = 0) the losses are taken back one by one, as a loop that calls ``backward()``
+        for each task does, to the last bit.
 
         Args:
-            loss_fn: The tasks' own loss; by default the regularizer's.
+            loss_fn: The own loss of tasks of `add_task`; by default the regularizer's.
 
         Returns:
             The loss, for looking.
 
         Raises:
-            RuntimeError: Tasks were added by `add`, or `penalty` was called.
+            RuntimeError: A task was added without its loss, or `penalty` was called.
         """
-        tasks = [model for model in self._models if isinstance(model, Cut)]
-        if self._closed or len(tasks) < len(self._models):
-            raise RuntimeError(
-                "backward() is for tasks that were added by add_task(adapt, predict, ...), all of them, "
-                "and computes the penalty itself."
-            )
+        self._check_open()
         loss_fn = loss_fn or self.regularizer.loss_fn
-        losses = [loss_fn(task(x), y) for task, (_, (x, y)) in zip(tasks, self._tasks, strict=True)]
-        penalty = self.penalty()
-        own = torch.stack(losses)
-        loss = (own.sum() if self.reduction == "sum" else own.mean()) + penalty
-        loss.backward()
-        for task in tasks:
-            task.finish()
-        return loss.detach()
+        own: list[Tensor] = []
+        for model, loss, (_, (x, y)) in zip(self._models, self._losses, self._tasks, strict=True):
+            if loss is None and not isinstance(model, Cut):
+                raise RuntimeError(
+                    f"backward() takes the tasks' own losses back, too, and task {len(own)} has none: "
+                    "add(..., loss=loss), or add_task(adapt, predict, ...), for every task. If your loop "
+                    "adds the losses up itself: (loss + tasks.penalty()).backward()."
+                )
+            loss = loss_fn(model(x), y) if loss is None else loss
+            own.append(loss if self.reduction == "sum" else loss / len(self))
+        penalty = self._penalty()
+        total = torch.stack(own).sum() + penalty
+        roots = own if self.term is None else [total]
+        for root in roots:  # which may share a part, such as a body that is not adapted
+            root.backward(retain_graph=root is not roots[-1])
+        for model in self._models:
+            if isinstance(model, Cut):
+                model.finish()
+        return total.detach()
 
     def penalty(self) -> Tensor:
         """λ · L_TR of the tasks that were added, to be added to the loop's own loss.
 
         Raises:
-            RuntimeError: It was called before, or the tasks' graphs are gone.
+            RuntimeError: It was called before, the tasks' graphs are gone, or tasks have their own loss.
             ValueError: There is no task, or something about the tasks does not fit.
         """
+        self._check_open()
+        if any(loss is not None for loss in self._losses):
+            raise RuntimeError(
+                "tasks were added with their own loss, which penalty() leaves out: call tasks.backward() "
+                "instead, or add without loss= and call (loss + tasks.penalty()).backward()."
+            )
+        return self._penalty()
+
+    def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError(
                 "penalty() was called already. Start the next meta-step with another reg.collect()."
             )
+
+    def _penalty(self) -> Tensor:
         self._closed = True
         if not self._models:
             raise ValueError(
@@ -196,7 +217,8 @@ class Collected:
                 "UpdateEncoder looks at what a trlearner learner changed, which a loop of your own does "
                 "not show. Use InputEncoder, LabelledEncoder or FunctionEncoder."
             )
-        batch = TaskBatch.from_tasks(self._tasks, ids=tuple(self._ids), ways=self.ways)
+        ids = None if None in self._ids else self._ids
+        batch = TaskBatch.from_tasks(self._tasks, ids=ids, ways=self.ways)
         if len(batch) == 1:
             warn("a batch of one task has no neighbours: its relation loss is 0.")
             return self._nothing()
@@ -206,7 +228,8 @@ class Collected:
         return regularizer.lam * scale * self.term.loss
 
     def _nothing(self) -> Tensor:
-        return self._tasks[0][1][0].new_zeros((), dtype=torch.get_default_dtype())
+        zero = self._tasks[0][1][0].new_zeros((), dtype=torch.get_default_dtype())
+        return zero.requires_grad_(torch.is_grad_enabled())  # for loops that take it back by itself
 
     def __len__(self) -> int:
         return len(self._models)
@@ -224,117 +247,11 @@ class Collected:
             warn("tasks were added, but penalty() was never called: the relation term is missing.")
 
 
-def packed(leaves: list[Tensor]) -> Tensor:
-    """Predictions ``[samples, ...]`` of one or several tensors, as one ``[samples, *outputs]``."""
-    return leaves[0] if len(leaves) == 1 else torch.cat([leaf.flatten(1) for leaf in leaves], 1)
-
-
-class Asked(Learner):
-    """Models that were adapted elsewhere, as an engine asks them."""
-
-    def __init__(self, models: list[Predict], together: bool) -> None:
-        super().__init__(nn.Identity())
-        self._models, self._together = models, together
-        self._spec: TreeSpec | None = None
-        self._sizes: list[torch.Size] = []
-        self._checked: set[int] = set()
-
-    def inner(self, state: State, loop: InnerLoop) -> Fast:
-        """Nothing is adapted here."""
-        raise NotImplementedError
-
-    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
-        """What one model says of inputs ``[samples, ...]``, as one tensor ``[samples, *outputs]``."""
-        started = clock()
-        task = int(fast["model"])
-        found, spec = tree_flatten(self._models[task](features))
-        for leaf in found:
-            if not isinstance(leaf, Tensor) or leaf.ndim < 1 or len(leaf) != len(features):
-                got = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-                raise ValueError(
-                    f"the model of task {task} must return [samples, ...] with samples = "
-                    f"{len(features)}, a tensor or a tuple or dict of them, got {got}."
-                )
-        sizes = [leaf.shape[1:] for leaf in found]
-        if self._spec is None:
-            self._spec, self._sizes = spec, sizes
-        elif (spec, sizes) != (self._spec, self._sizes):
-            raise ValueError(
-                "all models must return predictions of one shape, got "
-                f"{[list(s) for s in self._sizes]} and, of task {task}, {[list(s) for s in sizes]}."
-            )
-        self._check_graph(found, task, started)
-        return packed(found)
-
-    def unpacked(self, predictions: Tensor) -> Any:
-        """Mixed predictions ``[queries, *outputs]``, as the models return theirs."""
-        assert self._spec is not None
-        if len(self._sizes) == 1:
-            return tree_unflatten([predictions], self._spec)
-        parts = predictions.split([size.numel() for size in self._sizes], 1)
-        leaves = [p.reshape(-1, *size) for p, size in zip(parts, self._sizes, strict=True)]
-        return tree_unflatten(leaves, self._spec)
-
-    def couples_samples(self) -> bool:
-        """Unless the user says otherwise, nothing is known of other people's models."""
-        return not self._together
-
-    def asking(self) -> Engine:
-        """An engine that asks the models; adaptation is behind them."""
-
-        def cross(
-            learner: TaskLearner,
-            state: State,
-            fast: Fast,
-            features: Tensor,
-            mask: Tensor | None,
-            neighbours: Tensor | None,
-        ) -> Tensor:
-            models, tasks = fast["model"], len(features)
-            asked = models[:, None].expand(-1, tasks) if neighbours is None else models[neighbours]
-            if neighbours is None and mask is None and self._together:
-                joined = [self.predict(state, {"model": j}, features.flatten(0, 1)) for j in models]
-                return torch.stack(joined).unflatten(1, (tasks, -1))
-            return torch.stack(
-                [
-                    per_task(
-                        lambda i, keep, row=row: self.predict(  # type: ignore[misc]
-                            state, {"model": row[i]}, features[i][keep]
-                        ),
-                        mask,
-                        tasks,
-                    )
-                    for row in asked
-                ]
-            )
-
-        def loss(loss_fn: LossFn, predictions: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-            def unpacking(one: Tensor, targets: Tensor) -> Tensor:
-                return loss_fn(self.unpacked(one), targets)
-
-            return loop.loss(unpacking, predictions, y, mask)
-
-        def embed(learner: TaskLearner, state: State, x: Tensor, mask: Tensor | None) -> Tensor:
-            return x
-
-        def nothing(*_: Any) -> Any:
-            raise NotImplementedError
-
-        return Engine("collected", embed, nothing, nothing, cross, loss)
-
-    def _check_graph(self, found: list[Any], task: int, started: int) -> None:
-        if not torch.is_grad_enabled() or task in self._checked:
-            return
-        self._checked.add(task)  # it is the same inner loop whatever the model is asked
-        if not any(leaf.requires_grad for leaf in found):
-            raise ValueError(
-                f"the predictions of task {task}'s model carry no gradient. Adapt it with a graph: not "
-                "under torch.no_grad(), and without .detach() on adapted parameters (with higher: "
-                "copy_initial_weights=False and track_higher_grads=True)."
-            )
-        if any(backward_has_passed(leaf, started) for leaf in found):
-            raise RuntimeError(
-                f"backward() has passed through task {task}'s inner loop already and freed its graph, "
-                "which the relation term needs. Add the tasks' losses up, and call backward() once: "
-                "(loss + tasks.penalty()).backward()."
-            )
+def _check_loss(loss: Tensor) -> None:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(f"loss must be the task's own loss, a tensor of one number, got {got}.")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise ValueError(
+            "loss carries no gradient. Pass what you called backward() on, before .item() or .detach()."
+        )

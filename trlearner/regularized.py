@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from trlearner import collect
+from trlearner import asked, collect
 from trlearner.batch import TaskBatch
 from trlearner.functional import per_task
 from trlearner.output import Output
 from trlearner.samples import Pair
 from trlearner.types import LossFn
 
-Adapt = Callable[[Pair], collect.Predict]
+Adapt = Callable[[Pair], asked.Predict]
 
 
 @runtime_checkable
@@ -51,11 +51,11 @@ class Regularized:
             model = self.adapt(support)
             answers.append(model(x))
             losses.append(reg.loss_fn(answers[-1], y))
-            tasks.add(model, support=support, query=(x, y), id=batch.ids[i] if batch.ids else i)
+            tasks.add(model, support=support, query=(x, y), id=batch.ids[i] if batch.ids else None)
         own, penalty = torch.stack(losses).mean(), tasks.penalty()
         term = tasks.term
         answered = per_task(
-            lambda i, keep: collect.packed(tree_leaves(answers[i])), batch.query.mask, len(batch)
+            lambda i, keep: asked.packed(tree_leaves(answers[i])), batch.query.mask, len(batch)
         ).detach()
         related = torch.zeros_like(own).detach() if term is None else term.loss.detach()
         looks = {} if term is None else term.looks()

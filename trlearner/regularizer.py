@@ -285,7 +285,10 @@ class TRLearner(nn.Module):
         mixture_kind(self.mixture, batch.query.y, self.normalize)
         draws = Draws(self.lam, self.temperature, True, self._draw_queries(batch.query))
         fast = {"model": torch.arange(len(batch))}
-        return relation_term(self, engine, learner, state, batch, fast, batch.query.x, draws)
+        term = relation_term(self, engine, learner, state, batch, fast, batch.query.x, draws)
+        if self.monitor is not None and torch.is_grad_enabled():
+            self.monitor(term, self, batch)
+        return term
 
     def _run(
         self, engine: Engine, learner: Learner, state: State, batch: TaskBatch, draws: Draws
