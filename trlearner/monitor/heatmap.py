@@ -82,7 +82,7 @@ def heatmap(
     return np.asarray(sheet)
 
 
-def beside(pictures: Sequence[UInt8[np.ndarray, "height width 3"]]) -> UInt8[np.ndarray, "h w 3"]:
+def beside(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "_ _ 3"]:
     """Pictures in a row, on white."""
     tall = max(len(p) for p in pictures)
     padded = [
