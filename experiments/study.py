@@ -181,6 +181,19 @@ class Study:
                 return trial.result["metric"], trial.result["better"]
         return "", ""
 
+    def trivial(self, problem: str, split: str = "test") -> dict[str, float]:
+        """What answers without learning score with the main metric; empty until a run has told."""
+        for trial in self.trials:
+            found = (trial.result or {}).get("trivial", {}).get(split)
+            if trial.config.problem == problem and found and trial.result:
+                metric = trial.result["metric"]
+                scale = 100.0 if metric in PERCENT else 1.0
+                return {
+                    answer: scale * next(iter(metrics[metric].values()))
+                    for answer, metrics in found.items()
+                }
+        return {}
+
     def _plain(self, problem: str, setting: Setting) -> Setting:
         lam = setting.get("lam", self._only(problem, "lam"))
         unused = RELATION if lam == 0 else ()

@@ -210,6 +210,16 @@ def test_a_second_report_is_the_same_to_the_last_bit(tmp_path):
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
 
 
+def test_what_answers_without_learning_is_beside_the_table(tmp_path):
+    told = {"test": {"constant": {"mse": {"mean": 8.3141}}, "support mean": {"mse": {"mean": 9.1}}}}
+    put(tmp_path, Config("a/b", lam=0.0), [1.0, 2.0], trivial=told)
+    put(tmp_path, Config("a/b", lam=0.1), [1.0, 2.0])
+    page = report.write(tmp_path, tmp_path / "report").read_text()
+    assert (
+        "**test MSE, lower is better; without learning: constant 8.31, support mean 9.10**" in page
+    )
+
+
 def test_words_of_a_cell_cannot_break_a_table():
     table = tables.Table("a_b", ["x|y", "50 %"], [["$&#", "λ"]], names=1)
     assert table.markdown().splitlines()[0] == "| x\\|y | 50 % |"
