@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from trlearner.asked import Asked, Predict
+from trlearner.asked import Asked, Predict, without_gradient
 from trlearner.batch import TaskBatch
 from trlearner.encoders.protocol import Encoder
 from trlearner.encoders.update import UpdateEncoder
@@ -160,26 +160,41 @@ class Collected:
             RuntimeError: A task was added without its loss, or `penalty` was called.
         """
         self._check_open()
-        loss_fn = loss_fn or self.regularizer.loss_fn
-        own: list[Tensor] = []
-        for model, loss, (_, (x, y)) in zip(self._models, self._losses, self._tasks, strict=True):
+        for i, (model, loss) in enumerate(zip(self._models, self._losses, strict=True)):
             if loss is None and not isinstance(model, Cut):
                 raise RuntimeError(
-                    f"backward() takes the tasks' own losses back, too, and task {len(own)} has none: "
+                    f"backward() takes the tasks' own losses back, too, and task {i} has none: "
                     "add(..., loss=loss), or add_task(adapt, predict, ...), for every task. If your loop "
                     "adds the losses up itself: (loss + tasks.penalty()).backward()."
                 )
-            loss = loss_fn(model(x), y) if loss is None else loss
-            own.append(loss if self.reduction == "sum" else loss / len(self))
+        own = self._own_losses(loss_fn or self.regularizer.loss_fn)
         penalty = self._penalty()
         total = torch.stack(own).sum() + penalty
-        roots = own if self.term is None else [total]
+        roots = (
+            [total] if self.term is not None else [share for share in own if share.requires_grad]
+        )
         for root in roots:  # which may share a part, such as a body that is not adapted
             root.backward(retain_graph=root is not roots[-1])
         for model in self._models:
             if isinstance(model, Cut):
                 model.finish()
         return total.detach()
+
+    def _own_losses(self, loss_fn: LossFn) -> list[Tensor]:
+        """Each task's share of the loss; those of `add_task` are taken back at once, and keep no graph."""
+        own: list[Tensor] = []
+        for i, (model, loss, (_, (x, y))) in enumerate(
+            zip(self._models, self._losses, self._tasks, strict=True)
+        ):
+            share = loss_fn(model(x), y) if loss is None else loss
+            share = share if self.reduction == "sum" else share / len(self)
+            if loss is None:
+                if not share.requires_grad:
+                    raise ValueError(without_gradient(i))
+                share.backward()
+                share = share.detach()
+            own.append(share)
+        return own
 
     def penalty(self) -> Tensor:
         """λ · L_TR of the tasks that were added, to be added to the loop's own loss.
