@@ -1,4 +1,4 @@
-"""Peers that no longer install, or not beside a CPU build of torch: brought in from their sources."""
+"""Peers that no longer install, or not beside a CPU build of torch: of their files what the tests need."""
 
 from __future__ import annotations
 
@@ -43,10 +43,12 @@ def learn2learn() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def torchmeta() -> Iterator[Any]:
-    """``import torchmeta.modules`` works; sources: TRLEARNER_TORCHMETA."""
+    """``import torchmeta.modules`` works; installed without dependencies, or TRLEARNER_TORCHMETA."""
     with forgotten():
         try:
-            if folder := os.environ.get("TRLEARNER_TORCHMETA"):
+            spec = importlib.util.find_spec("torchmeta")
+            installed = spec and spec.origin and str(Path(spec.origin).parents[1])
+            if folder := os.environ.get("TRLEARNER_TORCHMETA") or installed:
                 # Empty parents: their own import datasets, torchvision and h5py.
                 for name in ("torchmeta", "torchmeta.utils"):
                     parent = sys.modules[name] = ModuleType(name)
@@ -54,7 +56,10 @@ def torchmeta() -> Iterator[Any]:
             modules = importlib.import_module("torchmeta.modules")
             utils = importlib.import_module("torchmeta.utils.gradient_based")
         except ImportError as reason:
-            pytest.skip(f"torchmeta does not install any more; set TRLEARNER_TORCHMETA: {reason}")
+            pytest.skip(
+                f"torchmeta: {reason}. pip install --no-deps torchmeta==1.8.0, or set "
+                "TRLEARNER_TORCHMETA to a clone"
+            )
         yield SimpleNamespace(modules=modules, update=utils.gradient_update_parameters)
 
 
