@@ -148,6 +148,19 @@ def test_problems_with_other_presets_make_no_axis(tmp_path):
     assert tables.results(runs, SINE, "test").rows == [["MAML", "1.00"]]
 
 
+def test_an_axis_of_one_problem_hides_nothing_of_another(tmp_path):
+    for lam in (0.0, 0.1):
+        put(tmp_path, Config("a/b", lam=lam), [1.0 + lam, 2.0])
+        for heads in (2, 4) if lam else (4,):
+            put(tmp_path, Config("c/d", lam=lam, heads=heads), [3.0, 4.0])
+    page = report.write(tmp_path, tmp_path / "report").read_text()
+    part = page.partition("## a/b")[2].partition("## c/d")[0]
+    assert re.search(r"\| MAML +\| +1.50 \| +1.55 \|", part)
+    found = study.read(tmp_path)
+    assert found.cell("a/b", {"lam": 0.1}) is found.cell("a/b", {"lam": 0.1, "heads": 4})
+    assert found.cell("c/d", {"lam": 0.1}) is None
+
+
 def test_shifted_tasks_have_tables_of_their_own(tmp_path):
     for seed in (0, 1):
         config = Config(SINE, seed=seed)
