@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -77,10 +78,17 @@ def easyfsl() -> Iterator[Any]:
         except Exception:  # torchvision without its operators raises a RuntimeError
             for name in [n for n in sys.modules if n.partition(".")[0] in OURS]:
                 del sys.modules[name]
-            sys.modules.update({name: mock.MagicMock() for name in UNUSED})
+            sys.modules.update({name: unused(name) for name in UNUSED})
         methods = importlib.import_module("easyfsl.methods")
         samplers = importlib.import_module("easyfsl.samplers")
         yield SimpleNamespace(methods=methods, samplers=samplers)
+
+
+def unused(name: str) -> mock.MagicMock:
+    """A module in name only; torch looks for the spec of some when it is first compiled with."""
+    module = mock.MagicMock()
+    module.__spec__ = ModuleSpec(name, None)
+    return module
 
 
 @contextlib.contextmanager

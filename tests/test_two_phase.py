@@ -131,14 +131,14 @@ def test_only_one_inner_graph_is_alive_at_a_time() -> None:
 def test_wrong_use_is_told() -> None:
     model = contracts.net()
     adapt, predict = functions(model)
-    support, query = contracts.tasks_of(contracts.regression_batch())[0]
+    (support, query), other, *_ = contracts.tasks_of(contracts.regression_batch())
     tasks = regularizer(model, True).collect()
     with pytest.raises(
         TypeError, match=r"adapt must return the adapted parameters, .*got \['function'\]"
     ):
         tasks.add_task(lambda s: lambda x: x, predict, support=support, query=query)
     tasks.add_task(adapt, predict, support=support, query=query)
-    tasks.add(lambda x: x, support=support, query=query)
+    tasks.add(lambda x: x, support=other[0], query=other[1])
     with pytest.raises(
         RuntimeError,
         match=r"backward\(\) takes the tasks' own losses back, too, and task 1 has none: add",

@@ -60,6 +60,11 @@ class Asked(Learner):
                     f"the model of task {task} must return [samples, ...] with samples = "
                     f"{len(features)}, a tensor or a tuple or dict of them, got {got}."
                 )
+            if leaf.device != features.device:
+                raise ValueError(
+                    f"the model of task {task} answers on {leaf.device} when it is asked about inputs on "
+                    f"{features.device}. Move model and samples to one device."
+                )
         sizes = [leaf.shape[1:] for leaf in found]
         if self._spec is None:
             self._spec, self._sizes = spec, sizes
