@@ -75,8 +75,10 @@ def run(arguments: Sequence[str]) -> int:
     for split in ("test", "shifted"):
         for steps, metrics in result.get(split, {}).items():
             for name, found in metrics.items():
-                numbers = ", ".join(f"{s} {v:.4f}" for s, v in found["summaries"].items())
-                print(f"{split:8} {steps:>2} inner steps  {name}: {numbers}")
+                print(f"{split:8} {steps:>2} inner steps  {name}: {_numbers(found['summaries'])}")
+        for answer, metrics in result.get("trivial", {}).get(split, {}).items():
+            for name, summaries in metrics.items():
+                print(f"{split:8} by {answer:12}  {name}: {_numbers(summaries)}")
     print(f"{result['best_step']} of {result['steps']} steps gave the best validation.")
     print(f"Everything is in {folder};  tensorboard --logdir {where.out}")
     return 0
@@ -180,6 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MissingData, ValueError) as error:
         print(f"trlearner: {error}", file=sys.stderr)
         return 1
+
+
+def _numbers(summaries: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in summaries.items())
 
 
 def _problem(command: str, arguments: Sequence[str]) -> tuple[str, list[str]]:

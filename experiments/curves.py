@@ -1,4 +1,4 @@
-"""The metric over whatever varies: lines with the intervals over seeds as bands."""
+"""The metric over whatever varies: lines, with the intervals over seeds as bands, or bars of few values."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 from trlearner.experiments import canvas
 from trlearner.experiments.study import Cell, Setting, Study
 from trlearner.experiments.tables import rows_of
@@ -22,6 +23,12 @@ Range = tuple[float, float]
 
 CROWD = 4
 """Bands of more lines than these are fainter, or they would hide each other."""
+
+FEW = 4
+"""Of fewer values than these the intervals are bars: a band would show what nobody has run."""
+
+APART = 4.0
+"""Points between the bars of two lines."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,14 @@ def by_axis(study: Study, axis: str, split: str, base: Setting | None = None) ->
     for panel, place in zip(panels, places, strict=True):
         values = study.values(panel.problem, axis)
         positions = _axis(place, axis, values)
-        for line in panel.lines:
+        for i, line in enumerate(panel.lines):
             cells = [study.cell(panel.problem, {**line, axis: value}) for value in values]
             ranges = [_range(study, panel.problem, cell, base, split) for cell in cells]
             text = _text(line, panel)
+            if len(values) < FEW:
+                aside = APART * (i - (len(panel.lines) - 1) / 2)
+                _bars(place, positions, ranges, labels[text], text, aside)
+                continue
             _band(place, positions, ranges, labels[text], text, crowded=len(panel.lines) > CROWD)
         label = canvas.metric_label(study, panel.problem, split)
         if base:
@@ -68,7 +79,9 @@ def _panels(study: Study, problem: str, axis: str) -> list[Panel]:
     lines = rows_of(study, problem, others)
     if not study.values(problem, axis)[1:]:
         return []
-    if "learner" not in others or len(others) == 1:
+    if "learner" not in others:
+        return [Panel(problem, f"{problem}: {name(study.learner(problem))}", lines)]
+    if len(others) == 1:
         return [Panel(problem, problem, lines)]
     learners = study.values(problem, "learner")
     return [
@@ -124,6 +137,31 @@ def _range(
     if found is None:
         return math.nan, math.nan
     return found.mean, math.nan if found.half_width is None else found.half_width
+
+
+def _bars(
+    place: Axes,
+    positions: Sequence[float],
+    ranges: Sequence[Range],
+    number: int,
+    label: str,
+    aside: float,
+) -> None:
+    """A line with a bar at each value, so many points to the right of it."""
+    means, halves = np.array(ranges).T
+    style = canvas.look(number)
+    figure = place.get_figure(root=True)
+    assert figure is not None
+    shift = place.transData + ScaledTranslation(aside / 72, 0, figure.dpi_scale_trans)
+    bar = {"color": style["color"], "ls": "", "lw": 1, "capsize": 3}
+    place.errorbar(positions, means, np.nan_to_num(halves), **bar, transform=shift)
+    place.plot(positions, means, **style, ms=5, lw=1.4, label=label, transform=shift)
+    # Drawn with a transform of their own, they do not count for the limits.
+    ends = np.concatenate([means, means - halves, means + halves])
+    at = np.tile(positions, 3)
+    place.update_datalim(np.stack([at, ends], 1)[np.isfinite(ends)])
+    place.margins(x=0.12)
+    place.autoscale_view()
 
 
 def _band(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 from trlearner.experiments.problem import Problem, Split
 
 import trlearner as tr
@@ -17,9 +19,20 @@ DRAWN, ADAPTED = 100, 20
 adapted to at once: both whatever the batch in training, so that all runs see the same tasks."""
 
 
+@runtime_checkable
+class Adapts(Protocol):
+    """What is judged: a `trlearner.Learner`, or an answer of `trivial`."""
+
+    def adapt(
+        self, support: tr.Samples, loss_fn: tr.types.LossFn, *, steps: int | None = None
+    ) -> Callable[[tr.Samples], Tensor]: ...
+
+    def parameters(self) -> Iterator[Tensor]: ...
+
+
 @torch.no_grad()
 def evaluate(
-    learner: tr.Learner,
+    learner: Adapts,
     problem: Problem,
     split: Split,
     tasks: int,

@@ -148,14 +148,24 @@ class Study:
             cell.trials[trial.config.seed] = trial
         return found
 
+    @cached_property
+    def _same(self) -> dict[str, dict[str, Any]]:
+        """What does not vary within a problem, but in another."""
+        found = {p: {a: self.values(p, a) for a in self.axes} for p in self.problems}
+        return {p: {a: v[0] for a, v in all_.items() if len(v) == 1} for p, all_ in found.items()}
+
     def cells(self, problem: str) -> list[Cell]:
         """Every setting that was begun."""
         found = self._cells[problem].values()
         return sorted(found, key=lambda cell: [order(cell.setting.get(n)) for n in self.axes])
 
     def cell(self, problem: str, setting: Setting) -> Cell | None:
-        """That of a setting; without the relation term (``lam=0``) its own settings mean nothing."""
-        return self._cells[problem].get(_key(self._plain(problem, setting)))
+        """That of a setting, which need not say what is the same in all of the problem's runs.
+
+        Without the relation term (``lam=0``) its own settings mean nothing.
+        """
+        known = {**self._same[problem], **setting}
+        return self._cells[problem].get(_key(self._plain(problem, known)))
 
     def baseline(self, problem: str, cell: Cell, base: Setting) -> Cell | None:
         """What a cell is compared with: the same, but for what `base` says."""
@@ -180,6 +190,19 @@ class Study:
             if trial.config.problem == problem and trial.result:
                 return trial.result["metric"], trial.result["better"]
         return "", ""
+
+    def trivial(self, problem: str, split: str = "test") -> dict[str, float]:
+        """What answers without learning score with the main metric; empty until a run has told."""
+        for trial in self.trials:
+            found = (trial.result or {}).get("trivial", {}).get(split)
+            if trial.config.problem == problem and found and trial.result:
+                metric = trial.result["metric"]
+                scale = 100.0 if metric in PERCENT else 1.0
+                return {
+                    answer: scale * next(iter(metrics[metric].values()))
+                    for answer, metrics in found.items()
+                }
+        return {}
 
     def _plain(self, problem: str, setting: Setting) -> Setting:
         lam = setting.get("lam", self._only(problem, "lam"))

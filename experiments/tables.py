@@ -83,7 +83,10 @@ def results(study: Study, problem: str, split: str) -> Table:
     def text(cell: Cell | None) -> str:
         return _level(cell, study.seeds(problem), split)
 
+    known = study.trivial(problem, split)
+    without = ", ".join(f"{answer} {number(value)}" for answer, value in known.items())
     title = f"{problem}: {split} {metric_name(metric)}, {better} is better"
+    title += f"; without learning: {without}" if without else ""
     return _pivot(study, problem, title, text)
 
 

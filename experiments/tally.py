@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+
+from trlearner.experiments.bar import Bar, span
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,10 @@ class Tally:
         self.start = time.perf_counter()
         self.first: Standing | None = None
         self.last: Standing | None = None
-        self.bar = _rich_bar() if sys.stdout.isatty() else None
+        self.bar = Bar()
 
     def __enter__(self) -> Tally:
-        if self.bar is not None:
-            self.bar.start()
-            self.task = self.bar.add_task("", total=None)
+        self.bar.__enter__()
         return self
 
     def __exit__(
@@ -57,17 +55,15 @@ class Tally:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        self.bar.__exit__(kind, error, trace)
 
     def show(self, now: Standing) -> None:
         """Tells what is new, if anything is."""
         self.first = self.first or now
         text = self.text(now)
-        if self.bar is not None:
-            settled = now.done + now.failed
-            self.bar.update(self.task, total=now.total, completed=settled, description=text)
-        elif self.last is None or now.left != self.last.left or now.waiting != self.last.waiting:
+        shown = self.bar.show(now.done + now.failed, now.total, text)
+        news = self.last is None or (now.left, now.waiting) != (self.last.left, self.last.waiting)
+        if news and not shown:
             print(text, flush=True)
         self.last = now
 
@@ -82,29 +78,3 @@ class Tally:
             each = (time.perf_counter() - self.start) / ended
             parts.append(f"about {span(each * now.left)} left")
         return ", ".join(parts)
-
-
-def span(seconds: float) -> str:
-    """A duration as one says it.
-
-    Example:
-        >>> span(40), span(400), span(8000)
-        ('40 s', '7 min', '2 h 13 min')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _rich_bar() -> Any:
-    """A rich progress bar, or nothing where rich is not installed."""
-    try:
-        from rich import progress
-    except ImportError:
-        return None
-    return progress.Progress(
-        progress.BarColumn(),
-        progress.TextColumn("{task.description}"),
-        progress.TimeElapsedColumn(),
-    )

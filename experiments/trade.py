@@ -15,8 +15,9 @@ from trlearner.experiments.interval import Interval
 from trlearner.experiments.study import Cell, Study
 from trlearner.experiments.wording import name
 
-NEAR = 0.045
-"""Points share a label when they are nearer than this part of the plot, or labels would overlap."""
+NEAR = (0.1, 0.045)
+"""Points share a label when they are nearer than these parts of the plot's width and height, or a point
+would lie on the label of another."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def trade(study: Study, split: str) -> Figure:
         for point in points:
             _draw(place, point, numbers[point.cell.learner])
         _scale(place, points)
-        axes = [axis for axis in study.axes if axis != "learner"]
+        axes = [a for a in study.axes if a != "learner" and study.values(problem, a)[1:]]
         told = f" (beside: {name(axes[0])})" if len(axes) == 1 else ""
         for group in (
             _groups(place, points) if told else ()
@@ -95,10 +96,11 @@ def _scale(place: Axes, points: Sequence[Point]) -> None:
 
 
 def _label(place: Axes, group: Sequence[Point], axis: str, number: int) -> None:
-    """Writes the settings of some points beside the first of them."""
+    """Writes the settings of some points beside the rightmost of them."""
     values = [one.cell.setting[axis] for one in group if axis in one.cell.setting]
     text = ", ".join(dict.fromkeys(map(name, values)))
-    at, colour = (group[0].milliseconds, group[0].level.mean), canvas.look(number)["color"]
+    last = max(group, key=lambda one: one.milliseconds)
+    at, colour = (last.milliseconds, last.level.mean), canvas.look(number)["color"]
     shift = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
     place.annotate(text, at, **shift, fontsize=7.5, color=colour)
 
@@ -112,7 +114,7 @@ def _groups(place: Axes, points: Sequence[Point]) -> list[list[Point]]:
         where = to_axes.transform(pixel)
         for start, group in groups:
             alike = group[0].cell.learner == point.cell.learner
-            if alike and np.linalg.norm(where - start) < NEAR:
+            if alike and (np.abs(where - start) < NEAR).all():
                 group.append(point)
                 break
         else:

@@ -24,6 +24,7 @@ from trlearner.experiments.config import Config
 from trlearner.experiments.evaluate import TEST_SEED, VALIDATION_SEED, evaluate
 from trlearner.experiments.events import Events
 from trlearner.experiments.problem import Problem
+from trlearner.experiments.trivial import trivial
 
 import trlearner as tr
 
@@ -54,6 +55,7 @@ class Run:
             "weights": _copy(self.learner.state_dict()),
         }
         self.history: list[dict[str, Any]] = []
+        self.seconds: list[float] = []
 
     def take_step(self) -> tr.Output:
         """One outer step on fresh tasks."""
@@ -106,6 +108,8 @@ class Run:
                     self.judge, self.problem, split, self.config.test_tasks, TEST_SEED, steps
                 )
         metric = self.problem.metrics[0]
+        device = str(self.generator.device)
+        tasks, batch = self.config.test_tasks, self.config.tasks
         return {
             "config": self.config.record(),
             "hash": self.config.hash(),
@@ -114,6 +118,7 @@ class Run:
             "best_step": self.best["step"],
             "steps": self.step,
             **found,
+            "trivial": {s: trivial(self.problem, s, tasks, batch, device) for s in splits},
         }
 
     def state(self) -> dict[str, Any]:
@@ -131,6 +136,7 @@ class Run:
             "average": self.average,
             "best": self.best,
             "history": self.history,
+            "seconds": self.seconds,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -142,7 +148,7 @@ class Run:
         torch.set_rng_state(state["random"].cpu())
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
         self.engine = self.learner.engine = state["engine"]
-        for name in ("step", "average", "best", "history"):
+        for name in ("step", "average", "best", "history", "seconds"):
             setattr(self, name, state[name])
 
 
@@ -175,17 +181,17 @@ def run(
         stored = checkpoint.load(folder / "checkpoint.pt", config, device)
         if stored is not None:
             now.load(stored)
-        seconds = _train(now, folder, watch or (lambda step, note: None))
+        _train(now, folder, watch or (lambda step, note: None))
         result = now.result()
-    checkpoint.write_json(folder / "timing.json", _timing(seconds, now.engine))
+    checkpoint.write_json(folder / "timing.json", _timing(now.seconds, now.engine))
     checkpoint.write_json(done, result)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return result
 
 
-def _train(now: Run, folder: Path, watch: Watch) -> list[float]:
+def _train(now: Run, folder: Path, watch: Watch) -> None:
     """All steps that are left; seconds each."""
-    config, seconds = now.config, list[float]()
+    config = now.config
     with Events(folder, config, now.step) as events:
         whole = True
         try:
@@ -195,7 +201,7 @@ def _train(now: Run, folder: Path, watch: Watch) -> list[float]:
                     whole = False
                     started = time.perf_counter()
                     out = now.take_step()
-                    seconds.append(time.perf_counter() - started)
+                    now.seconds.append(time.perf_counter() - started)
                     if now.step % 10 == 0:
                         events.step(now.step, out)
                     if now.step % config.validate_every == 0 or now.step == config.steps:
@@ -204,13 +210,12 @@ def _train(now: Run, folder: Path, watch: Watch) -> list[float]:
                         checkpoint.write_lines(folder / "metrics.jsonl", now.history)
                         checkpoint.save(folder / "checkpoint.pt", now.state())
                     whole = True
-                watch(now.step, f"{1000 * seconds[-1]:.1f} ms a step")
+                watch(now.step, f"{1000 * now.seconds[-1]:.1f} ms a step")
         except KeyboardInterrupt:
             if whole:
                 checkpoint.save(folder / "checkpoint.pt", now.state())
             raise
         events.finish(now.best["score"])
-    return seconds
 
 
 def _timing(seconds: list[float], engine: str) -> dict[str, Any]:

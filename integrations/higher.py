@@ -13,14 +13,16 @@ Before::
 After, with the optimizer over ``[*net.parameters(), *reg.parameters()]``::
 
     optimizer.zero_grad()
-    tasks, loss = reg.collect(), 0.0  # new
+    tasks = reg.collect()  # new
     for x, y, xq, yq in batch:
         with higher.innerloop_ctx(net, inner, copy_initial_weights=False) as (fnet, diffopt):
             for _ in range(5):
                 diffopt.step(loss_fn(fnet(x), y))
-            tasks.add(adapted(fnet), support=(x, y), query=(xq, yq))  # new
-            loss = loss + loss_fn(fnet(xq), yq) / len(batch)  # changed: no backward() a task
-    (loss + tasks.penalty()).backward()  # new
+            loss = loss_fn(fnet(xq), yq)
+            tasks.add(
+                adapted(fnet), support=(x, y), query=(xq, yq), loss=loss
+            )  # was its backward()
+    tasks.backward()  # new: of the losses' mean, and the relation term
     optimizer.step()
 
 higher's functional model stays usable after its context, and its buffers are its own, so `adapted` only

@@ -15,14 +15,14 @@ Before::
 After, with the optimizer over ``[*maml.parameters(), *reg.parameters()]``::
 
     optimizer.zero_grad()
-    tasks, loss = reg.collect(), 0.0  # new
+    tasks = reg.collect()  # new
     for x, y, xq, yq in batch:
         learner = maml.clone()
         for _ in range(5):
             learner.adapt(loss_fn(learner(x), y))
-        tasks.add(adapted(learner), support=(x, y), query=(xq, yq))  # new
-        loss = loss + loss_fn(learner(xq), yq) / len(batch)  # changed: no backward() a task
-    (loss + tasks.penalty()).backward()  # new; gradients are not divided any more
+        loss = loss_fn(learner(xq), yq)
+        tasks.add(adapted(learner), support=(x, y), query=(xq, yq), loss=loss)  # was its backward()
+    tasks.backward()  # new: of the losses' mean, so that gradients are not divided any more
     optimizer.step()
 
 Clones share the model's BatchNorm buffers, although the documentation has them cloned (they are only where

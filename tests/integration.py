@@ -25,6 +25,8 @@ Loop = Callable[[nn.Module, tr.TaskBatch, tr.TRLearner | None], Tensor]
 
 Build = Callable[[], nn.Module]
 MEMORY_STEPS, WARM = 500, 100
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-6}
+"""How far a gradient may be off, relative to its norm."""
 
 
 def normalized() -> nn.Module:
@@ -37,25 +39,28 @@ def normalized() -> nn.Module:
 def gradient_is_the_engines(
     loop: Loop, build: Build = contracts.net, twin: Build | None = None
 ) -> None:
-    """Loss and outer gradient, the regularizer's included, equal those of our own engine to 1e-10."""
-    batch, model, ours = contracts.regression_batch(), build(), (twin or build)()
-    reg, other = regularizer(model, True), regularizer(ours, False)
-    expected = engines(ours, other, batch)
-    loss = loop(model, batch, reg)
-    found = contracts.gradients(loss, model, reg)
-    wanted = contracts.gradients(expected.loss, ours, other)
-    close(loss, expected.loss, 1e-10)
-    equal(found, wanted)
+    """Loss and outer gradient, the regularizer's included, equal those of our own engine `loop`."""
+    for dtype, tolerance in TOLERANCES.items():
+        batch = contracts.regression_batch().to(dtype)
+        model, ours = build().to(dtype), (twin or build)().to(dtype)
+        reg, other = regularizer(model, True).to(dtype), regularizer(ours, False).to(dtype)
+        expected = engines(ours, other, batch)
+        loss = loop(model, batch, reg)
+        found = contracts.gradients(loss, model, reg)
+        wanted = contracts.gradients(expected.loss, ours, other)
+        close(loss, expected.loss, tolerance)
+        equal(found, wanted, tolerance)
 
 
-def equal(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-10) -> None:
+def equal(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
     """Two gradients by name; how far they are apart is printed (``pytest -s``)."""
     assert list(found) == list(wanted)
     for name, gradient in wanted.items():
         close(found[name], gradient, tolerance)
     a, b = (torch.cat([g.flatten() for g in gs.values()]) for gs in (found, wanted))
-    assert b.norm() > 1e-3
-    print(f"gradients are off by {(a - b).norm() / b.norm():.1e}")
+    assert b.norm() > 1e-3 and a.dtype == b.dtype
+    print(f"{a.dtype}: gradients are off by {(a - b).norm() / b.norm():.1e}")
+    assert (a - b).norm() < tolerance * b.norm()
 
 
 def nothing_changes_without_the_term(loop: Loop, build: Build = contracts.net) -> None:

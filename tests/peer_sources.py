@@ -1,4 +1,4 @@
-"""Peers that no longer install, or not beside a CPU build of torch: brought in from their sources."""
+"""Peers that no longer install, or not beside a CPU build of torch: of their files what the tests need."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -43,10 +44,12 @@ def learn2learn() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def torchmeta() -> Iterator[Any]:
-    """``import torchmeta.modules`` works; sources: TRLEARNER_TORCHMETA."""
+    """``import torchmeta.modules`` works; installed without dependencies, or TRLEARNER_TORCHMETA."""
     with forgotten():
         try:
-            if folder := os.environ.get("TRLEARNER_TORCHMETA"):
+            spec = importlib.util.find_spec("torchmeta")
+            installed = spec and spec.origin and str(Path(spec.origin).parents[1])
+            if folder := os.environ.get("TRLEARNER_TORCHMETA") or installed:
                 # Empty parents: their own import datasets, torchvision and h5py.
                 for name in ("torchmeta", "torchmeta.utils"):
                     parent = sys.modules[name] = ModuleType(name)
@@ -54,7 +57,10 @@ def torchmeta() -> Iterator[Any]:
             modules = importlib.import_module("torchmeta.modules")
             utils = importlib.import_module("torchmeta.utils.gradient_based")
         except ImportError as reason:
-            pytest.skip(f"torchmeta does not install any more; set TRLEARNER_TORCHMETA: {reason}")
+            pytest.skip(
+                f"torchmeta: {reason}. pip install --no-deps torchmeta==1.8.0, or set "
+                "TRLEARNER_TORCHMETA to a clone"
+            )
         yield SimpleNamespace(modules=modules, update=utils.gradient_update_parameters)
 
 
@@ -72,10 +78,17 @@ def easyfsl() -> Iterator[Any]:
         except Exception:  # torchvision without its operators raises a RuntimeError
             for name in [n for n in sys.modules if n.partition(".")[0] in OURS]:
                 del sys.modules[name]
-            sys.modules.update({name: mock.MagicMock() for name in UNUSED})
+            sys.modules.update({name: unused(name) for name in UNUSED})
         methods = importlib.import_module("easyfsl.methods")
         samplers = importlib.import_module("easyfsl.samplers")
         yield SimpleNamespace(methods=methods, samplers=samplers)
+
+
+def unused(name: str) -> mock.MagicMock:
+    """A module in name only; torch looks for the spec of some when it is first compiled with."""
+    module = mock.MagicMock()
+    module.__spec__ = ModuleSpec(name, None)
+    return module
 
 
 @contextlib.contextmanager

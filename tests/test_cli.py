@@ -32,6 +32,7 @@ def test_a_run_trains_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cli.main([*command, "--options", "noise=0.1"]) == 0
     told = capsys.readouterr().out
     assert "test      1 inner steps  mse: mean " in told and "shifted" in told
+    assert "test     by constant      mse: mean " in told
     [config] = tmp_path.rglob("config.json")
     record = json.loads(config.read_text())
     assert (record["lam"], record["steps"], record["options"]) == (0.5, 4, {"noise": 0.1})

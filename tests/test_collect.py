@@ -389,6 +389,100 @@ def test_one_module_for_two_tasks_is_refused() -> None:
         tasks.add(model, support=pair, query=pair)
 
 
+def test_the_same_samples_for_two_tasks_are_told() -> None:
+    """Another model, made of the same task once more: each would answer for the other."""
+    model = contracts.net()
+    support, query = contracts.tasks_of(contracts.regression_batch())[0]
+    tasks = collected(3)
+    tasks.add(adapt(model, *support), support=support, query=query)
+    with pytest.warns(
+        UserWarning, match="task 4 has the very samples of task 3: the same task was"
+    ):
+        tasks.add(adapt(model, *support), support=support, query=query)
+    tasks.add(adapt(model, *support), support=(support[0], 2 * support[1]), query=query)  # another
+
+
+def on_meta(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """On a device that is always there."""
+    return pair[0].to("meta"), pair[1].to("meta")
+
+
+def test_mixed_devices_are_refused() -> None:
+    pairs = contracts.tasks_of(contracts.regression_batch())
+    support, query = pairs[2]
+    model = contracts.net()
+    for one, other, task in (
+        (on_meta(support), on_meta(query), 2),
+        (on_meta(support), query, 2),
+        ((support[0], on_meta(support)[1]), query, 2),
+    ):
+        tasks = collected(2)
+        tasks.add(adapt(model, *support), support=one, query=other)
+        told = (
+            f"must be on one device, got cpu and meta; the first that differs is task {task}. Move"
+        )
+        with pytest.raises(ValueError, match=told):
+            tasks.penalty()
+
+
+def test_a_regularizer_elsewhere_is_refused() -> None:
+    model = contracts.net()
+    tasks = regularizer(model, True).to("meta").collect()
+    for support, query in contracts.tasks_of(contracts.regression_batch()):
+        tasks.add(adapt(model, *support), support=support, query=query)
+    told = r"the tasks are on cpu, but the regularizer's .*relation.weight not: move it, reg.to\('cpu'\)"
+    with pytest.raises(ValueError, match=told):
+        tasks.penalty()
+
+
+def test_a_model_that_answers_elsewhere_is_refused() -> None:
+    support, query = contracts.tasks_of(contracts.regression_batch())[2]
+    tasks, weight = collected(2), torch.ones(2, 3, device="meta", requires_grad=True)
+    tasks.add(lambda x: x.to("meta") @ weight.double(), support=support, query=query)
+    with pytest.raises(
+        ValueError, match="the model of task 2 answers on meta when it is asked .*cpu"
+    ):
+        tasks.penalty()
+
+
+X, Y = torch.rand(5, 2).double(), torch.rand(5, 3).double()
+
+
+@pytest.mark.parametrize(
+    ("support", "query", "told"),
+    [
+        (
+            (X, Y[:3]),
+            (X, Y),
+            r"task 2: support x and y must agree on \[samples\], got \[5, 2\] and \[3",
+        ),
+        ((X[:0], Y[:0]), (X, Y), "task 2 has an empty support set. Leave this task out"),
+        (
+            (X[:, :1], Y),
+            (X, Y),
+            "support samples must have one shape in all tasks, got .x, y. shapes",
+        ),
+        ((X, Y), (X, Y[:, :2]), "query samples must have one shape in all tasks"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(support, query, told: str) -> None:  # type: ignore[no-untyped-def]
+    tasks = collected(2)
+    tasks.add(lambda x: x, support=support, query=query)
+    with pytest.raises(ValueError, match=told):
+        tasks.penalty()
+
+
+@pytest.mark.parametrize("place", ["support", "query"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_samples_that_are_not_finite_are_refused(place: str, value: float) -> None:
+    pairs = {"support": (X, Y), "query": (X, Y)}
+    pairs[place] = (torch.full_like(X, value), Y)
+    tasks = collected(2)
+    tasks.add(lambda x: x, **pairs)
+    with pytest.raises(ValueError, match=r"x must be finite, got NaN or infinity in tasks \[2\]"):
+        tasks.penalty()
+
+
 def test_a_model_without_gradient_is_refused() -> None:
     tasks = collected(2)
     support, query = contracts.tasks_of(contracts.regression_batch())[2]

@@ -98,7 +98,7 @@ def test_interrupted_it_reports_the_finished_seed(monkeypatch, tmp_path, capsys)
     assert demo.main([*QUICK, "--out", str(tmp_path)]) == 130
     found, printed = results(tmp_path), capsys.readouterr().out
     # No terminal, so plain lines.
-    assert re.match(r"seed 1/2  step 5/20  [\d.]+ \+ [\d.]+ ms a step, \d+:\d\d left\n", printed)
+    assert re.match(r"seed 1/2  step 5/20  [\d.]+ \+ [\d.]+ ms a step, \d+ s left\n", printed)
     assert found["interrupted"]
     assert found["seeds"] == [0]
     assert found["difference"]["half_width"] is None

@@ -14,7 +14,7 @@ import contracts
 import peer_sources
 import trlearner as tr
 from contracts import close
-from integration import equal, example_runs, memory_is_flat, names
+from integration import TOLERANCES, equal, example_runs, memory_is_flat, names
 from test_collect import regularizer
 
 WAYS = contracts.OUTPUTS
@@ -56,17 +56,21 @@ def loop_on(peer: Any):  # type: ignore[no-untyped-def]
     return loop
 
 
-def test_the_gradient_is_the_engines(peer) -> None:  # type: ignore[no-untyped-def]
-    batch, model, twin = contracts.class_batch(), contracts.net(), contracts.net()
-    reg, other = class_regularizer(model, True), class_regularizer(twin, False)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_the_gradient_is_the_engines(peer, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    batch, model, twin = (
+        contracts.class_batch().to(dtype),
+        *(contracts.net().to(dtype) for _ in "ab"),
+    )
+    reg, other = class_regularizer(model, True).to(dtype), class_regularizer(twin, False).to(dtype)
     loss = loop_on(peer)(model, batch, reg)
     expected = other(Distance(twin, engine="loop"), batch).loss
-    close(loss, expected, 1e-10)
+    close(loss, expected, TOLERANCES[dtype])
     found, wanted = (
         contracts.gradients(loss, model, reg),
         contracts.gradients(expected, twin, other),
     )
-    equal(found, wanted)
+    equal(found, wanted, TOLERANCES[dtype])
 
 
 def test_nothing_changes_without_the_term(peer) -> None:  # type: ignore[no-untyped-def]

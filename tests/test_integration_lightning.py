@@ -14,7 +14,7 @@ from trlearner.integrations.lightning import adaptation, check_optimizers
 import contracts
 import trlearner as tr
 from contracts import close
-from integration import equal, example_runs, names, rows
+from integration import TOLERANCES, equal, example_runs, names, rows
 from test_collect import adapt, engines, regularizer
 from test_memory import ALLOWED, resident
 
@@ -76,28 +76,31 @@ class Module(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def stacked() -> tuple[Tensor, ...]:
-    return tuple(torch.stack(parts) for parts in zip(*rows(), strict=True))
+def stacked(dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    return tuple(torch.stack(parts).to(dtype) for parts in zip(*rows(), strict=True))
 
 
 def fitted(module: Module, steps: int = 1, validate: bool = False, **options: Any) -> Module:
-    data = DataLoader([stacked()] * steps, batch_size=None)
+    dtype = next(module.parameters()).dtype
+    data = DataLoader([stacked(dtype)] * steps, batch_size=None)
     limit = {} if validate else {"limit_val_batches": 0}
     trainer = lightning.Trainer(max_epochs=1, **SILENT, **limit, **options)
     trainer.fit(module, data, DataLoader([stacked()], batch_size=None))
     return module
 
 
-def test_the_gradient_is_the_engines() -> None:
-    model, twin, batch = contracts.net(), contracts.net(), contracts.regression_batch()
-    reg, other = regularizer(model, True), regularizer(twin, False)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_the_gradient_is_the_engines(dtype: torch.dtype) -> None:
+    batch = contracts.regression_batch().to(dtype)
+    model, twin = contracts.net().to(dtype), contracts.net().to(dtype)
+    reg, other = regularizer(model, True).to(dtype), regularizer(twin, False).to(dtype)
     found = fitted(Module(model, reg)).gradients[0]
     expected = engines(twin, other, batch).loss
     wanted = {
         name.replace("0.", "net.", 1).replace("1.", "reg.", 1): g
         for name, g in contracts.gradients(expected, twin, other).items()
     }
-    equal(found, {name: wanted[name] for name in found})
+    equal(found, {name: wanted[name] for name in found}, TOLERANCES[dtype])
     assert sum(name.startswith("reg.") for name in found) == len(list(reg.parameters()))
 
 

@@ -1,4 +1,4 @@
-"""A loop on torchmeta with the relation term; from its sources, at TRLEARNER_TORCHMETA."""
+"""A loop on torchmeta with the relation term; of torchmeta only what needs no torchvision."""
 
 from collections import OrderedDict
 from collections.abc import Iterator

@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 import contracts
 import trlearner as tr
 from contracts import close
-from test_collect import by_hand, engines, regularizer
+from test_collect import adapt, by_hand, engines, regularizer
+from test_two_phase import functions
 
 
 def parameters(*modules: nn.Module) -> list[nn.Parameter]:
@@ -46,6 +47,52 @@ def test_gradients_accumulate_over_meta_batches() -> None:
         loss, _ = by_hand(model, reg, batch)
         (loss / len(batches)).backward()
     close(flat(p.grad for p in parameters(model, reg)), of_engines(*batches), 1e-10)
+
+
+def of_own_losses(
+    model: nn.Module, reg: tr.TRLearner, batch: tr.TaskBatch, two: bool
+) -> tr.collect.Collected:
+    """Tasks that were added with their loss, or in two phases."""
+    tasks = reg.collect()
+    adapting, predict = functions(model)
+    for support, query in contracts.tasks_of(batch):
+        if two:
+            tasks.add_task(adapting, predict, support=support, query=query)
+        else:
+            fmodel = adapt(model, *support)
+            loss = mse_loss(fmodel(query[0]), query[1])
+            tasks.add(fmodel, support=support, query=query, loss=loss)
+    return tasks
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_gradients_accumulate_by_a_scale(two: bool) -> None:
+    batches = [contracts.regression_batch(seed) for seed in (0, 1)]
+    model = contracts.net()
+    reg = regularizer(model, True)
+    found = [of_own_losses(model, reg, batch, two).backward(scale=1 / 2) for batch in batches]
+    close(flat(p.grad for p in parameters(model, reg)), of_engines(*batches), 1e-10)
+    twin = contracts.net()
+    close(found[0], engines(twin, regularizer(twin, False), batches[0]).loss.detach(), 1e-10)
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_own_losses_go_through_a_gradient_scaler(two: bool) -> None:
+    batch, moved = contracts.regression_batch(), []
+    for scaled in (True, False):
+        model = contracts.net()
+        reg = regularizer(model, True)
+        optimizer = torch.optim.SGD(parameters(model, reg), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=scaled)
+        of_own_losses(model, reg, batch, two).backward(scale=scaler.scale(torch.ones(())))
+        if scaled:
+            assert flat(p.grad for p in parameters(model, reg)).norm() > 100
+        scaler.unscale_(optimizer)
+        close(flat(p.grad for p in parameters(model, reg)), of_engines(batch), 1e-10)
+        scaler.step(optimizer)
+        scaler.update()
+        moved.append(flat(p.detach() for p in parameters(model, reg)))
+    close(*moved, 1e-12)
 
 
 def test_the_regularizers_gradient_is_clipped_with_the_models() -> None:

@@ -148,6 +148,19 @@ def test_problems_with_other_presets_make_no_axis(tmp_path):
     assert tables.results(runs, SINE, "test").rows == [["MAML", "1.00"]]
 
 
+def test_an_axis_of_one_problem_hides_nothing_of_another(tmp_path):
+    for lam in (0.0, 0.1):
+        put(tmp_path, Config("a/b", lam=lam), [1.0 + lam, 2.0])
+        for heads in (2, 4) if lam else (4,):
+            put(tmp_path, Config("c/d", lam=lam, heads=heads), [3.0, 4.0])
+    page = report.write(tmp_path, tmp_path / "report").read_text()
+    part = page.partition("## a/b")[2].partition("## c/d")[0]
+    assert re.search(r"\| MAML +\| +1.50 \| +1.55 \|", part)
+    found = study.read(tmp_path)
+    assert found.cell("a/b", {"lam": 0.1}) is found.cell("a/b", {"lam": 0.1, "heads": 4})
+    assert found.cell("c/d", {"lam": 0.1}) is None
+
+
 def test_shifted_tasks_have_tables_of_their_own(tmp_path):
     for seed in (0, 1):
         config = Config(SINE, seed=seed)
@@ -208,6 +221,16 @@ def test_a_second_report_is_the_same_to_the_last_bit(tmp_path):
     assert len(list(first.iterdir())) == 10
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+
+
+def test_what_answers_without_learning_is_beside_the_table(tmp_path):
+    told = {"test": {"constant": {"mse": {"mean": 8.3141}}, "support mean": {"mse": {"mean": 9.1}}}}
+    put(tmp_path, Config("a/b", lam=0.0), [1.0, 2.0], trivial=told)
+    put(tmp_path, Config("a/b", lam=0.1), [1.0, 2.0])
+    page = report.write(tmp_path, tmp_path / "report").read_text()
+    assert (
+        "**test MSE, lower is better; without learning: constant 8.31, support mean 9.10**" in page
+    )
 
 
 def test_words_of_a_cell_cannot_break_a_table():

@@ -2,11 +2,13 @@
 
 import functools
 import gc
+import sys
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
+from trlearner.integrations.examples import two_phase
 
 import contracts
 import trlearner as tr
@@ -129,14 +131,14 @@ def test_only_one_inner_graph_is_alive_at_a_time() -> None:
 def test_wrong_use_is_told() -> None:
     model = contracts.net()
     adapt, predict = functions(model)
-    support, query = contracts.tasks_of(contracts.regression_batch())[0]
+    (support, query), other, *_ = contracts.tasks_of(contracts.regression_batch())
     tasks = regularizer(model, True).collect()
     with pytest.raises(
         TypeError, match=r"adapt must return the adapted parameters, .*got \['function'\]"
     ):
         tasks.add_task(lambda s: lambda x: x, predict, support=support, query=query)
     tasks.add_task(adapt, predict, support=support, query=query)
-    tasks.add(lambda x: x, support=support, query=query)
+    tasks.add(lambda x: x, support=other[0], query=other[1])
     with pytest.raises(
         RuntimeError,
         match=r"backward\(\) takes the tasks' own losses back, too, and task 1 has none: add",
@@ -173,3 +175,39 @@ def test_a_body_that_only_predicts_gets_its_gradient() -> None:
         results.append([model.body.weight.grad, model.head.weight.grad])
     for found, expected in zip(*results, strict=True):
         close(found, expected, 1e-12)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.7])
+def test_adaptation_without_a_graph_is_told(lam: float) -> None:
+    model = contracts.net()
+    adapt, predict = functions(model)
+    tasks = regularizer(model, True, lam=lam).collect()
+    for support, query in contracts.tasks_of(contracts.regression_batch()):
+        tasks.add_task(
+            lambda pair: {n: p.detach() for n, p in adapt(pair).items()},
+            predict,
+            support=support,
+            query=query,
+        )
+    with pytest.raises(ValueError, match="predictions of task 0's model carry no gradient. Adapt"):
+        tasks.backward()
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+
+
+@linux
+@pytest.mark.slow
+def test_a_convolutional_network_takes_half_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 tasks, 5 steps, each way in a process of its own, whose peak the system keeps; once more smaller,
+    to see that it is the same gradient.
+    """
+    (one, _), (two, _) = two_phase.peak(1), two_phase.peak(2)
+    print(f"{one:.0f} MiB in one graph, {two:.0f} in two phases")
+    assert one > 1024
+    assert two < 0.5 * one
+    monkeypatch.setattr(two_phase, "SHOTS", 1)
+    (net, loss), (other, expected) = two_phase.step(2), two_phase.step(1)
+    close(loss, expected, 1e-5)
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        assert (p.grad - q.grad).norm() < 1e-3 * q.grad.norm() + 1e-6

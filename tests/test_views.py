@@ -36,7 +36,7 @@ def test_a_gallery_holds_what_render_shows(capsys):
     ]
     expected = render.render(things[1].mesh(), *views.angles("mug 1", 3), 32)
     torch.testing.assert_close(found.images[3:, 0] / 255, expected, atol=0.003, rtol=0)
-    assert "Rendering: 2/2 objects, 0:00 left" in capsys.readouterr().err
+    assert "Rendering: 2/2 objects, 0 s left" in capsys.readouterr().err
 
 
 def test_a_gallery_is_made_once(capsys):

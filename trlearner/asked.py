@@ -25,6 +25,15 @@ def packed(leaves: list[Tensor]) -> Tensor:
     return leaves[0] if len(leaves) == 1 else torch.cat([leaf.flatten(1) for leaf in leaves], 1)
 
 
+def without_gradient(task: int) -> str:
+    """What is told of a model that was adapted without a graph."""
+    return (
+        f"the predictions of task {task}'s model carry no gradient. Adapt it with a graph: not under "
+        "torch.no_grad(), and without .detach() on adapted parameters (with higher: "
+        "copy_initial_weights=False and track_higher_grads=True)."
+    )
+
+
 class Asked(Learner):
     """Models that were adapted elsewhere, as an engine asks them."""
 
@@ -50,6 +59,11 @@ class Asked(Learner):
                 raise ValueError(
                     f"the model of task {task} must return [samples, ...] with samples = "
                     f"{len(features)}, a tensor or a tuple or dict of them, got {got}."
+                )
+            if leaf.device != features.device:
+                raise ValueError(
+                    f"the model of task {task} answers on {leaf.device} when it is asked about inputs on "
+                    f"{features.device}. Move model and samples to one device."
                 )
         sizes = [leaf.shape[1:] for leaf in found]
         if self._spec is None:
@@ -123,11 +137,7 @@ class Asked(Learner):
             return
         self._checked.add(task)  # it is the same inner loop whatever the model is asked
         if not any(leaf.requires_grad for leaf in found):
-            raise ValueError(
-                f"the predictions of task {task}'s model carry no gradient. Adapt it with a graph: not "
-                "under torch.no_grad(), and without .detach() on adapted parameters (with higher: "
-                "copy_initial_weights=False and track_higher_grads=True)."
-            )
+            raise ValueError(without_gradient(task))
         if any(backward_has_passed(leaf, started) for leaf in found):
             raise RuntimeError(
                 f"backward() has passed through task {task}'s inner loop already and freed its graph, "

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from trlearner.asked import Asked, Predict
+from trlearner.asked import Asked, Predict, without_gradient
 from trlearner.batch import TaskBatch
 from trlearner.encoders.protocol import Encoder
 from trlearner.encoders.update import UpdateEncoder
@@ -114,6 +114,12 @@ class Collected:
             )
         if loss is not None:
             _check_loss(loss)
+        for i, task in enumerate(self._tasks):
+            if all(a is b for a, b in zip((*support, *query), (*task[0], *task[1]), strict=False)):
+                warn(
+                    f"task {len(self)} has the very samples of task {i}: the same task was added twice, and "
+                    "each of the two will be asked for the other."
+                )
         self._losses.append(loss)
         self._models.append(predict)
         self._tasks.append((support, query))
@@ -142,7 +148,7 @@ class Collected:
         """
         self.add(cut(adapt, predict, support, model), support=support, query=query, id=id)
 
-    def backward(self, loss_fn: LossFn | None = None) -> Tensor:
+    def backward(self, loss_fn: LossFn | None = None, scale: float | Tensor = 1.0) -> Tensor:
         """The whole meta-step's backward pass: the tasks' own losses and the relation term.
 
         It is for tasks that were added with their loss, and for those of `add_task`, of which it keeps the
@@ -152,34 +158,51 @@ class Collected:
 
         Args:
             loss_fn: The own loss of tasks of `add_task`; by default the regularizer's.
+            scale: Of the gradient: ``1 / n`` to accumulate over n meta-batches, or with a gradient scaler
+                ``scaler.scale(torch.ones(()))``.
 
         Returns:
-            The loss, for looking.
+            The loss without the scale, for looking.
 
         Raises:
             RuntimeError: A task was added without its loss, or `penalty` was called.
         """
         self._check_open()
-        loss_fn = loss_fn or self.regularizer.loss_fn
-        own: list[Tensor] = []
-        for model, loss, (_, (x, y)) in zip(self._models, self._losses, self._tasks, strict=True):
+        for i, (model, loss) in enumerate(zip(self._models, self._losses, strict=True)):
             if loss is None and not isinstance(model, Cut):
                 raise RuntimeError(
-                    f"backward() takes the tasks' own losses back, too, and task {len(own)} has none: "
+                    f"backward() takes the tasks' own losses back, too, and task {i} has none: "
                     "add(..., loss=loss), or add_task(adapt, predict, ...), for every task. If your loop "
                     "adds the losses up itself: (loss + tasks.penalty()).backward()."
                 )
-            loss = loss_fn(model(x), y) if loss is None else loss
-            own.append(loss if self.reduction == "sum" else loss / len(self))
+        own = self._own_losses(loss_fn or self.regularizer.loss_fn, scale)
         penalty = self._penalty()
         total = torch.stack(own).sum() + penalty
-        roots = own if self.term is None else [total]
+        roots = (
+            [total] if self.term is not None else [share for share in own if share.requires_grad]
+        )
         for root in roots:  # which may share a part, such as a body that is not adapted
-            root.backward(retain_graph=root is not roots[-1])
+            _take_back(root, scale, retain_graph=root is not roots[-1])
         for model in self._models:
             if isinstance(model, Cut):
                 model.finish()
         return total.detach()
+
+    def _own_losses(self, loss_fn: LossFn, scale: float | Tensor) -> list[Tensor]:
+        """Each task's share of the loss; those of `add_task` are taken back at once, and keep no graph."""
+        own: list[Tensor] = []
+        for i, (model, loss, (_, (x, y))) in enumerate(
+            zip(self._models, self._losses, self._tasks, strict=True)
+        ):
+            share = loss_fn(model(x), y) if loss is None else loss
+            share = share if self.reduction == "sum" else share / len(self)
+            if loss is None:
+                if not share.requires_grad:
+                    raise ValueError(without_gradient(i))
+                _take_back(share, scale)
+                share = share.detach()
+            own.append(share)
+        return own
 
     def penalty(self) -> Tensor:
         """λ · L_TR of the tasks that were added, to be added to the loop's own loss.
@@ -217,6 +240,7 @@ class Collected:
                 "UpdateEncoder looks at what a trlearner learner changed, which a loop of your own does "
                 "not show. Use InputEncoder, LabelledEncoder or FunctionEncoder."
             )
+        _check_devices(self._tasks, regularizer)
         ids = None if None in self._ids else self._ids
         batch = TaskBatch.from_tasks(self._tasks, ids=ids, ways=self.ways)
         if len(batch) == 1:
@@ -245,6 +269,30 @@ class Collected:
     ) -> None:
         if kind is None and self._models and not self._closed:
             warn("tasks were added, but penalty() was never called: the relation term is missing.")
+
+
+def _take_back(root: Tensor, scale: float | Tensor, retain_graph: bool = False) -> None:
+    """``(scale * root).backward()``."""
+    root.backward((torch.ones_like(root) * scale).to(root), retain_graph=retain_graph)
+
+
+def _check_devices(tasks: list[tuple[Pair, Pair]], regularizer: Regularizer) -> None:
+    """Refuse tasks, or a regularizer, that are not all on one device."""
+    places = [{str(t.device) for pair in task for t in pair} for task in tasks]
+    found = sorted(set().union(*places))
+    if len(found) > 1:
+        raise ValueError(
+            f"all tasks must be on one device, got {' and '.join(found)}; the first that differs is task "
+            f"{next(i for i, place in enumerate(places) if place != places[0] or len(place) > 1)}. Move "
+            "the samples to your model's device before you add them: x.to(device)."
+        )
+    if isinstance(regularizer, nn.Module):
+        other = [n for n, p in regularizer.named_parameters() if str(p.device) != found[0]]
+        if other:
+            raise ValueError(
+                f"the tasks are on {found[0]}, but the regularizer's {', '.join(other)} not: move it, "
+                f"reg.to({found[0]!r}), before you make the optimizer."
+            )
 
 
 def _check_loss(loss: Tensor) -> None:

@@ -98,7 +98,7 @@ class Curves:
         self.shots, self.queries = request.shots, request.queries
         self.noise, self.device = noise, torch.device(request.device)
         generator = torch.Generator(self.device).manual_seed(0)
-        self.train = self._draw(request.train_tasks or train_tasks, generator, shifted=False)
+        self.train = self.draw(request.train_tasks or train_tasks, generator, shifted=False)
         self.pool = None
         if request.pool is not None:
             if request.pool < self.shots + self.queries:
@@ -123,7 +123,7 @@ class Curves:
                 picked = keys.argsort(1)[:, :samples, None]
                 x, y = (values[chosen].gather(1, picked) for values in self.pool)
         else:
-            curves = self._draw(n_tasks, generator, shifted=split == "shifted")
+            curves = self.draw(n_tasks, generator, shifted=split == "shifted")
             x, y = self._points(curves, samples, generator)
         names = tuple(self.families[int(f)].name for f in curves[:, 0].tolist())
         k = self.shots
@@ -139,8 +139,8 @@ class Curves:
     def _uniform(self, generator: torch.Generator, *shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, device=self.device)
 
-    def _draw(self, tasks: int, generator: torch.Generator, shifted: bool) -> Tensor:
-        """``[tasks, PARAMETERS]``: the family's number and its parameters."""
+    def draw(self, tasks: int, generator: torch.Generator, shifted: bool) -> Tensor:
+        """Curves ``[tasks, PARAMETERS]``: the family's number and its parameters."""
         which = torch.randint(len(self.families), (tasks,), generator=generator, device=self.device)
         ends = torch.zeros(2, len(self.families), PARAMETERS - 1, device=self.device)
         for i, family in enumerate(self.families):
@@ -151,13 +151,17 @@ class Curves:
         parameters = low + (high - low) * self._uniform(generator, tasks, PARAMETERS - 1)
         return torch.cat([which[:, None].to(parameters), parameters], 1)
 
+    def values(self, curves: Tensor, x: Tensor) -> Tensor:
+        """Curves at ``x [tasks, samples]``, without noise."""
+        each = torch.stack([curve(f.name, curves[:, 1:], x) for f in self.families])
+        return each[curves[:, 0].long(), torch.arange(len(curves), device=self.device)]
+
     def _points(
         self, curves: Tensor, samples: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Inputs and noisy targets ``[tasks, samples, 1]``."""
         x = LOW + (HIGH - LOW) * self._uniform(generator, len(curves), samples)
-        each = torch.stack([curve(f.name, curves[:, 1:], x) for f in self.families])
-        y = each[curves[:, 0].long(), torch.arange(len(curves), device=self.device)]
+        y = self.values(curves, x)
         noise = torch.randn(x.shape, generator=generator, device=self.device)
         return x[..., None], (y + self.noise * noise)[..., None]
 

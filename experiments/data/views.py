@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from trlearner.experiments.bar import span
 from trlearner.experiments.data import mesh, render, shapes, solids
 from trlearner.experiments.data.arrays import stored
 from trlearner.experiments.data.cache import Draft, cached, fingerprint
 from trlearner.experiments.data.gallery import Gallery, Kind
 from trlearner.experiments.data.objects import Thing
-from trlearner.experiments.progress import clock
 
 CODE = [Path(str(module.__file__)) for module in (mesh, render, shapes, solids)]
 """What pictures depend on besides the objects; when it changes, they are made anew."""
@@ -96,7 +96,7 @@ def distinctness(surface: mesh.Mesh, views: int = 24, size: int = 48) -> float:
 
 def _tell(done: int, total: int, seconds: float) -> None:
     """A line that is written over in a terminal, ten lines elsewhere."""
-    text = f"Rendering: {done}/{total} objects, {clock(seconds / done * (total - done))} left"
+    text = f"Rendering: {done}/{total} objects, {span(seconds / done * (total - done))} left"
     if sys.stderr.isatty():
         print(f"\r{text} ", end="\n" if done == total else "", file=sys.stderr, flush=True)
     elif done % math.ceil(total / 10) == 0 or done == total:

@@ -32,11 +32,12 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from trlearner.experiments.bar import span
 from trlearner.experiments.demo import comparison, plot, table
 from trlearner.experiments.demo.comparison import Arm, Settings, Watch
 from trlearner.experiments.demo.regression import Sinusoids
 from trlearner.experiments.log import Log
-from trlearner.experiments.progress import Progress, clock
+from trlearner.experiments.progress import Progress
 
 import trlearner as tr
 
@@ -58,9 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interrupted = run(settings, out)
     finally:
         torch.set_num_threads(threads)
-    print(
-        f"\nEverything is in {out}, after {clock(time.perf_counter() - start)} (minutes:seconds)."
-    )
+    print(f"\nEverything is in {out}, after {span(time.perf_counter() - start)}.")
     print(f"Curves and relations:  tensorboard --logdir {out / 'tensorboard'}")
     return 130 if interrupted else 0
 
