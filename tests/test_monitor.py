@@ -160,10 +160,8 @@ def test_drift_is_the_change_of_m_on_the_tasks_of_the_first_look() -> None:
     first = named(contracts.regression_batch(0))
     before = reg.relate(learner, first)
     reg.monitor = tr.RelationMonitor(writer := Memory(), every=4, share=1)
-    reg.monitor._throttle._next = 0
     trained(learner, reg, 4)
     now = reg.relate(learner, first)
-    reg.monitor._throttle._next = 0
     trained(learner, reg, 1, seed=9)
     expected = (now - before)[~torch.eye(4, dtype=torch.bool)].abs().mean().item()
     assert expected > 0
@@ -442,14 +440,13 @@ def test_every_curve_of_the_page_exists() -> None:
     learner, reg = parts()
     reg.monitor = tr.RelationMonitor(writer := Memory(), every=1, families=FAMILIES, share=1)
     trained(learner, reg, 1)
-    reg.monitor._throttle._next = 0
     trained(learner, reg, 1)
     import re
 
     curves = [f"trlearner.{name}" for name in writer.curves]
     for charts in monitor.scalars.layout().values():
-        for _, patterns in charts.values():
-            assert all(any(re.match(p, c) for c in curves) for p in patterns), patterns
+        for _, (pattern,) in charts.values():
+            assert any(re.match(pattern, curve) for curve in curves), pattern
 
 
 def test_512_tasks(tmp_path: pathlib.Path) -> None:
@@ -461,9 +458,9 @@ def test_512_tasks(tmp_path: pathlib.Path) -> None:
         reg.monitor = tr.RelationMonitor(writer, every=1, share=1)
         reg(learner, batch)
     (file,) = tmp_path.glob("events*")
-    assert file.stat().st_size < 3_000_000
+    assert file.stat().st_size < 2_000_000
     events = read(tmp_path).Reload()
-    assert events.Images("trlearner.relations/clustered")[0].height < 800
+    assert events.Images("trlearner.relations/clustered")[0].height < 500
 
 
 def test_each_logged_step_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:

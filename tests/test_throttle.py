@@ -13,7 +13,7 @@ class Clock:
 
 def test_the_first_look_is_free_and_the_next_ones_keep_to_the_share() -> None:
     clock = Clock()
-    throttle = Throttle(0.02, clock)
+    throttle = Throttle(0.02, clock=clock)
     looks = 0
     for _ in range(20_000):
         look = throttle.allows()
@@ -28,7 +28,7 @@ def test_the_first_look_is_free_and_the_next_ones_keep_to_the_share() -> None:
 
 def test_their_number_grows_with_the_logarithm_of_time() -> None:
     clock = Clock()
-    throttle = Throttle(1.0, clock)
+    throttle = Throttle(1.0, 1.1, clock)
     counts = []
     for step in range(1, 200_001):
         if throttle.allows():
@@ -43,7 +43,7 @@ def test_their_number_grows_with_the_logarithm_of_time() -> None:
 
 def test_time_of_curves_counts_as_well() -> None:
     clock = Clock()
-    throttle = Throttle(0.5, clock)
+    throttle = Throttle(0.5, clock=clock)
     clock.now += 10
     with throttle.spending(False):
         clock.now += 10

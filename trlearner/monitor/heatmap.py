@@ -13,16 +13,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from trlearner.monitor.palette import colour, limits
 
-SIDE = 512
-"""Pixels that the cells take together, about."""
+SIDE = 256
+"""Pixels that the cells take together, about: TensorBoard shows a picture some 350 wide."""
 MOST = 256
 """More tasks than this are averaged in blocks, which keeps a picture below some 200 kB."""
-CELL = 40
+CELL = 32
 """At most so many pixels for one cell."""
 TEXT = 12
 GAP = 8
 BAR = 14
-NAME = 18
+NAME = 14
 """So many letters of a name are shown."""
 INK = (30, 30, 30)
 
@@ -34,6 +34,7 @@ def heatmap(
     scale: int = 1,
     digits: int = 2,
     diagonal: bool = False,
+    side: int = SIDE,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The matrix with names at its rows and columns, and a bar that says what the colours mean.
 
@@ -47,6 +48,7 @@ def heatmap(
         scale: So many times as large, for print.
         digits: Of the numbers beside the bar.
         diagonal: Whether it says something.
+        side: Pixels that the cells take together, about, before `scale`.
     """
     names = [str(i) for i in range(len(matrix))] if names is None else [str(n) for n in names]
     cells = matrix.astype(float).copy()
@@ -54,11 +56,11 @@ def heatmap(
         np.fill_diagonal(cells, np.nan)
     low, high, signed = limits(cells)
     shrunk, names = _shrunk(cells, names)
-    side = max(1, min(CELL * scale, SIDE * scale // max(1, len(shrunk))))
+    cell = max(1, min(CELL * scale, side * scale // len(shrunk)))
     pixels = colour(shrunk, low, high, signed)
     if not diagonal and len(cells) == len(shrunk):
         pixels[np.arange(len(shrunk)), np.arange(len(shrunk))] = 255
-    picture = Image.fromarray(pixels.repeat(side, 0).repeat(side, 1))
+    picture = Image.fromarray(pixels.repeat(cell, 0).repeat(cell, 1))
     font = _font(TEXT * scale)
     shown = [name if len(name) <= NAME else name[: NAME - 1] + "…" for name in names]
     margin = GAP * scale + max((_width(font, name) for name in shown), default=0)
@@ -77,18 +79,19 @@ def heatmap(
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((margin, GAP * scale), title, fill=INK, font=font)
-    _draw_names(sheet, draw, shown, (margin, top), (width, height), side, scale)
+    _draw_names(sheet, draw, shown, (margin, top), (width, height), cell, scale)
     _draw_bar(sheet, draw, numbers, signed, (margin + width + 2 * GAP * scale, top), tall, scale)
     return np.asarray(sheet)
 
 
-def beside(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Pictures in a row, on white."""
-    tall = max(len(p) for p in pictures)
-    padded = [
-        np.pad(p, ((0, tall - len(p)), (0, 0), (0, 0)), constant_values=255) for p in pictures
-    ]
-    return np.concatenate(padded, 1)
+def mosaic(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Pictures two by two, on white."""
+    tall, wide = (max(p.shape[axis] for p in pictures) for axis in (0, 1))
+    sheet = np.full((-(-len(pictures) // 2) * tall, 2 * wide, 3), 255, dtype=np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = i // 2 * tall, i % 2 * wide
+        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return sheet
 
 
 def _shrunk(cells: NDArray[np.float64], names: list[str]) -> tuple[NDArray[np.float64], list[str]]:
@@ -113,14 +116,14 @@ def _draw_names(
     names: Sequence[str],
     corner: tuple[int, int],
     size: tuple[int, int],
-    side: int,
+    cell: int,
     scale: int,
 ) -> None:
     """At the left of rows, and turned below columns; where there is no room, some are left out."""
     left, top = corner
     font, taken = _font(TEXT * scale), list[float]()
     for middle, name in _runs(names):
-        place = (middle + 0.5) * side
+        place = (middle + 0.5) * cell
         if any(abs(place - other) < TEXT * scale for other in taken):
             continue
         taken.append(place)

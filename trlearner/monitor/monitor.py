@@ -51,8 +51,9 @@ class RelationMonitor:
     """Shows the relations between tasks, and what they do, while a learner trains.
 
     Attach it by ``reg.monitor = RelationMonitor(writer)``, or call it by hand after a step. Curves are
-    written at every `every`-th step; pictures, histograms, the cosine between the gradients of the two
-    losses and the drift of M are a closer look, which is taken as often as its share of the time allows.
+    written at every `every`-th step. Pictures and histograms, and what takes work to know (the cosine between
+    the gradients of the two losses, and the drift of M) come as often as their share of the time allows,
+    half of it for either.
 
     Args:
         writer: E.g. ``torch.utils.tensorboard.SummaryWriter("runs/mine")``.
@@ -61,7 +62,7 @@ class RelationMonitor:
         families: Which family a task's id belongs to, if that is known: a function, or a mapping. M is
             then compared with it, and the history is kept by families.
         similarity: How similar the tasks of these ids truly are, ``[tasks, tasks]``, if that is known.
-        share: Of the time, for closer looks.
+        share: Of the time, for pictures and for what takes work.
 
     Attributes:
         step: The number of the step that comes next; set it when you resume a run.
@@ -110,9 +111,10 @@ class RelationMonitor:
         self.step = 0
         self.history = History()
         self._names, self._families, self._similarity = names, families, similarity
-        self._throttle = Throttle(share)
+        self._looks = Throttle(share / 2, growth=1.1)  # pictures take room as well
+        self._probes = Throttle(share / 2)
         self._kept: list[tuple[tuple[Hashable, ...], Tensor, Tensor]] = []
-        # The tasks of the first look, and M of them at the last.
+        # The tasks of the first probe, and M of them at the last.
         self._reference: tuple[TaskBatch, NDArray[Any]] | None = None
         self._begun = False
         self._project_next = 0
@@ -131,14 +133,14 @@ class RelationMonitor:
             seen: What the step returned, or the ``term`` of collected tasks.
             regularizer: Whose step it was.
             batch: Its tasks; their ids are used.
-            learner: Who adapted to them, for the closer look.
+            learner: Who adapted to them, for the drift of M.
             own_loss: Computes the learner's own loss again, for the cosine of the gradients.
         """
         self._keep(seen, batch)
         if self.step % self.every == 0:
-            look = self._throttle.allows()
-            with self._throttle.spending(look):
-                self._log(seen, regularizer, batch, learner, own_loss, look)
+            look, probe = self._looks.allows(), self._probes.allows()
+            with self._looks.spending(True) if look else self._probes.spending(probe):
+                self._log(seen, regularizer, batch, learner, own_loss, look, probe)
             self._kept.clear()
         self.step += 1
 
@@ -176,6 +178,7 @@ class RelationMonitor:
         learner: Learner | None,
         own_loss: Callable[[], Tensor] | None,
         look: bool,
+        probe: bool,
     ) -> None:
         project = look and hasattr(self.writer, "add_embedding") and self.step >= self._project_next
         wanted = _of_step(seen, regularizer) | {
@@ -183,14 +186,14 @@ class RelationMonitor:
         }
         if project:
             wanted |= {f"e{i}": e for i, (_, _, e) in enumerate(self._kept)}
-        if look and learner is not None:
-            wanted |= self._closer(seen, regularizer, batch, learner, own_loss)
+        if probe and learner is not None:
+            wanted |= self._probe(seen, regularizer, batch, learner, own_loss)
         found = fetch(wanted)  # the only time that the device is waited for
         self._remember(found)
         if self._reference is not None and "reference_now" in found:
             found["reference_before"] = self._reference[1]
             self._reference = self._reference[0], found["reference_now"]
-        elif look and learner is not None and "relations" in found:
+        elif probe and learner is not None and "relations" in found:
             self._reference = batch, found["relations"]
         curves = scalars.of_step(found, regularizer.lam)
         if batch.ids is not None and "relations" in found:
@@ -206,7 +209,7 @@ class RelationMonitor:
         if not self._begun:
             self._begin(regularizer, learner)
 
-    def _closer(
+    def _probe(
         self,
         seen: Output | Term,
         regularizer: TRLearner,
@@ -214,7 +217,7 @@ class RelationMonitor:
         learner: Learner,
         own_loss: Callable[[], Tensor] | None,
     ) -> dict[str, Tensor]:
-        """What takes work: the products of the gradients, and M of the tasks of the first look."""
+        """What takes work: the products of the gradients, and M of the tasks of the first probe."""
         wanted: dict[str, Tensor] = {}
         if own_loss is not None and seen.relations is not None and seen.loss.requires_grad:
             trained = [p for p in learner.parameters() if p.requires_grad]
@@ -237,7 +240,10 @@ class RelationMonitor:
     def _draw(self, found: Mapping[str, NDArray[Any]], batch: TaskBatch) -> None:
         tasks = range(len(batch))
         names = [str(i) for i in tasks] if batch.ids is None else [self._name(i) for i in batch.ids]
-        drawn = pictures.of_step(found, names, self.step)
+        families = None
+        if self._families is not None and batch.ids is not None:
+            families = [self._group(id) for id in batch.ids]
+        drawn = pictures.of_step(found, names, families, self.step)
         if len(self.history.names) > 1:
             known = self.history.names
             shown = [str(n) for n in known] if self._families else [self._name(n) for n in known]

@@ -2,45 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trlearner.monitor.heatmap import beside, heatmap
+from trlearner.monitor.heatmap import heatmap, mosaic
 from trlearner.monitor.history import History
 from trlearner.monitor.order import clustered
 from trlearner.monitor.scalars import GROUP
 
 HEADS = 4
-"""So many heads are drawn."""
+"""So many heads are drawn, in the order of `clustered`."""
+SMALL = 128
 
 
 def of_step(
-    found: Mapping[str, NDArray[Any]], names: Sequence[str], step: int
+    found: Mapping[str, NDArray[Any]],
+    names: Sequence[str],
+    families: Sequence[Hashable] | None,
+    step: int,
 ) -> dict[str, NDArray[np.uint8]]:
     """M in both orders, by head, and the weights that were used.
 
     Args:
         found: ``relations``, ``weights`` and ``heads``.
         names: One a task.
+        families: Of the tasks, if they are known.
         step: Said in the titles.
     """
     m, heads = found["relations"], found["heads"]
     order = clustered(m)
     ordered, block = [names[i] for i in order], np.ix_(order, order)
-    drawn = [heatmap(h[block], ordered, f"head {k}, step {step}") for k, h in enumerate(heads)]
-    return {
+    blank = [""] * len(m)
+    drawn = [heatmap(h[block], blank, f"head {k}", side=SMALL) for k, h in enumerate(heads[:HEADS])]
+    pictures = {
         GROUP + "relations/as_given": heatmap(m, names, f"relations M, step {step}"),
         GROUP + "relations/clustered": heatmap(
-            m[block], ordered, f"relations M, related tasks together, step {step}"
+            m[block], ordered, f"M, related tasks together, step {step}"
         ),
-        GROUP + "relations/heads": beside(drawn[:HEADS]),
+        GROUP + "relations/heads": mosaic(drawn),
         GROUP + "weights/used": heatmap(
-            found["weights"][block], ordered, f"who (column) speaks for whom (row), step {step}"
+            found["weights"][block], ordered, f"weights: who (column) speaks for row, step {step}"
         ),
     }
+    if families is not None:
+        labels = [str(family) for family in families]
+        order = np.argsort(np.array(labels), kind="stable")
+        pictures[GROUP + "relations/by_family"] = heatmap(
+            m[np.ix_(order, order)], [labels[i] for i in order], f"M by families, step {step}"
+        )
+    return pictures
 
 
 def of_history(history: History, names: Sequence[str], step: int) -> dict[str, NDArray[np.uint8]]:

@@ -91,21 +91,21 @@ def _ratio(above: float, below: float) -> float:
 
 def layout() -> dict[str, dict[str, list[Any]]]:
     """A page of curves, as TensorBoard's custom scalars take it."""
-
-    def lines(*names: str) -> list[Any]:
-        return ["Multiline", [(GROUP + name).replace(".", r"\.") + "$" for name in names]]
-
     page = {
-        "losses": lines("loss/own", "loss/relation"),
-        "the relation term's part of the loss": lines("loss/ratio"),
-        "do the two gradients agree? (cosine)": lines("gradient/cosine"),
-        "relations between tasks": lines("relations/mean", "relations/spread"),
-        "models that a task listens to": lines("weights/neighbours"),
-        "change of M since the last look": lines("relations/drift"),
-        "do the heads differ?": lines("heads/disagreement"),
-        "M against the truth": lines("truth/purity", "truth/rank_correlation"),
+        "the learner's own loss": "loss/own",
+        "relation loss": "loss/relation",
+        "relation term / own loss": "loss/ratio",
+        "do their gradients agree? (cosine)": "gradient/cosine",
+        "mean relation": "relations/mean",
+        "spread of relations": "relations/spread",
+        "models that a task listens to": "weights/neighbours",
+        "change of M since the last look": "relations/drift",
+        "do the heads differ?": "heads/disagreement",
+        "nearest neighbour of one's own family": "truth/purity",
+        "M against the truth (rank correlation)": "truth/rank_correlation",
     }
-    return {"TRLearner": page}
+    pattern = {title: (GROUP + name).replace(".", r"\.") + "$" for title, name in page.items()}
+    return {"TRLearner": {title: ["Multiline", [p]] for title, p in pattern.items()}}
 
 
 def spreads(found: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

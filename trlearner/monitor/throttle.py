@@ -6,21 +6,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-GROWTH = 1.1
-"""Each look waits until so many times as much time has passed as at the last one: over any run there are
-a hundred or two, however long it is, and files stay small."""
-
 
 class Throttle:
     """Allows a look at once, and then while all of them together took at most a share of the time.
 
     Args:
         share: Of the time that has passed.
+        growth: Each look waits until so many times as much time has passed as at the last one. With 1.1,
+            any run has a hundred or two, however long it is.
         clock: In seconds.
     """
 
-    def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, share: float, growth: float = 1.0, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.share = share
+        self.growth = growth
         self._clock = clock
         self._started = clock()
         self._spent = 0.0
@@ -41,4 +42,4 @@ class Throttle:
             now = self._clock()
             self._spent += now - before
             if look:
-                self._next = GROWTH * (now - self._started)
+                self._next = self.growth * (now - self._started)
