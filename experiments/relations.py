@@ -132,7 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Means over seeds with their 95 % intervals; the change is paired by seed."""
-    lines = ["| of 200 unseen curves | untrained | trained | change | nearest curves themselves |"]
+    lines = [
+        f"| of {TASKS} unseen curves | untrained | trained | change | nearest curves themselves |"
+    ]
     lines.append("|---|---|---|---|---|")
     for name in MEASURES:
         old, new, best = (

@@ -513,3 +513,12 @@ def test_100_000_logged_steps_do_not_slow_down(tmp_path: pathlib.Path) -> None:
             seconds.append(time.process_time() - started)
     assert np.median(seconds[5:]) < 1.3 * np.median(seconds[:5])
     assert sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) < 300_000_000
+
+
+def test_a_probe_traces_no_graph(capfd: pytest.CaptureFixture[str]) -> None:
+    from trlearner.engines import compiled
+
+    learner, reg = parts("traced")
+    reg.monitor = tr.RelationMonitor(Memory(), every=1, share=1)
+    trained(learner, reg, 3)
+    assert sum(len(graphs) for graphs in compiled._graphs[learner].values()) == 1

@@ -195,11 +195,13 @@ class TRLearner(nn.Module):
             torch.Size([4, 4])
         """
         with torch.no_grad(), random_state_kept(batch.query.x):
-            adapted = learner.adapt(batch.support, self.loss_fn)
-            state = {**adapted.state, **self._prepared(learner, batch)}
-            embeddings = embed_tasks(
-                self.encoder, adapted.runner, learner, state, batch, adapted.fast
-            )
+            engine, support = learner.check(batch.support, self.loss_fn), batch.support
+            if engine.name in compiled.NAMES:
+                engine = ENGINES["batched"]  # for a look now and then, a graph does not pay
+            state = learner.state() | self._prepared(learner, batch)
+            features = engine.embed(learner, state, support.x, support.mask)
+            fast = engine.adapt(learner, state, features, support, self.loss_fn, learner.steps)
+            embeddings = embed_tasks(self.encoder, engine, learner, state, batch, fast)
             return relation_matrix(embeddings, self.relation.weight)
 
     def _run_somehow(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from trlearner.monitor import pictures, scalars
 from trlearner.monitor.fetch import fetch
 from trlearner.monitor.gradients import products
 from trlearner.monitor.history import LIMIT, History
+from trlearner.monitor.knowledge import Knowledge, Known
 from trlearner.monitor.settings import describe, write_hparams
 from trlearner.monitor.throttle import Throttle
 from trlearner.output import Output, Term
@@ -27,9 +28,6 @@ ROOM = 2_000_000
 """So many relations between two logged steps are kept for the history; of larger batches some are not."""
 POINTS = 1_000
 """So many of the latest tasks are shown to the projector."""
-
-Named = TypeVar("Named")
-Known = Callable[[Hashable], Named] | Mapping[Hashable, Named]
 
 
 @runtime_checkable
@@ -110,7 +108,7 @@ class RelationMonitor:
         self.every = every
         self.step = 0
         self.history = History()
-        self._names, self._families, self._similarity = names, families, similarity
+        self._knowledge = Knowledge(names, families, similarity)
         self._looks = Throttle(share / 2, growth=1.1)  # pictures take room as well
         self._probes = Throttle(share / 2)
         self._kept: list[tuple[tuple[Hashable, ...], Tensor, Tensor]] = []
@@ -195,9 +193,10 @@ class RelationMonitor:
             self._reference = self._reference[0], found["reference_now"]
         elif probe and learner is not None and "relations" in found:
             self._reference = batch, found["relations"]
-        curves = scalars.of_step(found, regularizer.lam)
+        know, curves = self._knowledge, scalars.of_step(found, regularizer.lam)
         if batch.ids is not None and "relations" in found:
-            curves |= scalars.of_truth(found["relations"], *self._truth(batch.ids))
+            families, truth = know.families_of(batch.ids), know.truth(batch.ids)
+            curves |= scalars.of_truth(found["relations"], families, truth)
         for tag, value in curves.items():
             self.writer.add_scalar(tag, value, self.step)
         self._log_sampler(regularizer)
@@ -230,7 +229,7 @@ class RelationMonitor:
         """Adds what was kept since the last point to the history."""
         full = self.history.full
         for i, (ids, _, _) in enumerate(self._kept):
-            self.history.add([self._group(id) for id in ids], found[f"m{i}"])
+            self.history.add([self._knowledge.group(id) for id in ids], found[f"m{i}"])
         if self.history.full and not full:
             warn(
                 f"more than {LIMIT} tasks have names of their own: the history of relations keeps the "
@@ -238,16 +237,13 @@ class RelationMonitor:
             )
 
     def _draw(self, found: Mapping[str, NDArray[Any]], batch: TaskBatch) -> None:
-        tasks = range(len(batch))
-        names = [str(i) for i in tasks] if batch.ids is None else [self._name(i) for i in batch.ids]
-        families = None
-        if self._families is not None and batch.ids is not None:
-            families = [self._group(id) for id in batch.ids]
+        know, ids = self._knowledge, batch.ids or tuple(range(len(batch)))
+        families = None if batch.ids is None else know.families_of(ids)
+        names = [str(id) if batch.ids is None else know.name(id) for id in ids]
         drawn = pictures.of_step(found, names, families, self.step)
         if len(self.history.names) > 1:
-            known = self.history.names
-            shown = [str(n) for n in known] if self._families else [self._name(n) for n in known]
-            drawn |= pictures.of_history(self.history, shown, self.step)
+            groups = [know.group_name(group) for group in self.history.names]
+            drawn |= pictures.of_history(self.history, groups, self.step)
         for tag, picture in drawn.items():
             self.writer.add_image(tag, picture, self.step, dataformats="HWC")
         if hasattr(self.writer, "add_histogram"):
@@ -260,7 +256,8 @@ class RelationMonitor:
         if not ids:
             return
         points = np.concatenate([found[f"e{i}"] for i in range(len(self._kept))])[-POINTS:]
-        labels = [[self._name(id), str(self._group(id))] for id in ids]
+        know = self._knowledge
+        labels = [[know.name(id), str(know.group(id))] for id in ids]
         self.writer.add_embedding(
             torch.from_numpy(points), labels, None, self.step, "tasks", ["name", "family"]
         )
@@ -285,24 +282,6 @@ class RelationMonitor:
             text = describe(regularizer, learner)
             self.writer.add_text(scalars.GROUP + "configuration", text, self.step)
 
-    def _name(self, id: Hashable) -> str:
-        return str(_ask(self._names, id))
-
-    def _group(self, id: Hashable) -> Hashable:
-        return id if self._families is None else _ask(self._families, id)
-
-    def _truth(self, ids: Sequence[Hashable]) -> tuple[list[Hashable] | None, NDArray[Any] | None]:
-        families = None if self._families is None else [self._group(id) for id in ids]
-        if self._similarity is None:
-            return families, None
-        similarity = np.asarray(self._similarity(ids), dtype=float)
-        if similarity.shape != (len(ids), len(ids)):
-            raise ValueError(
-                f"similarity must return [tasks, tasks] = {(len(ids), len(ids))}, got "
-                f"{similarity.shape}."
-            )
-        return families, similarity
-
 
 def _of_step(seen: Output | Term, regularizer: TRLearner) -> dict[str, Tensor]:
     """What is read of every logged step."""
@@ -323,7 +302,3 @@ def _of_step(seen: Output | Term, regularizer: TRLearner) -> dict[str, Tensor]:
     if seen.alignment_confidence is not None:
         wanted["confidence"] = seen.alignment_confidence
     return wanted
-
-
-def _ask(known: Known[Any], id: Hashable) -> Any:
-    return known(id) if callable(known) else known[id]
