@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
+from trlearner.integrations.examples.scripts import SCRIPTS
 
 import contracts
 import peer_sources
@@ -59,7 +60,8 @@ def test_plug_in_blocks_run(peer: str, tmp_path, monkeypatch) -> None:  # type: 
     """Every library's on its own, after the first, if it is to be had."""
     monkeypatch.chdir(tmp_path)
     setup, *others = blocks("docs/plug-in.md")
-    (block,) = [block for block in others if peer_of(block) == peer]
+    chosen = [block for block in others if peer_of(block) == peer]
+    assert chosen
     names: dict = {"__name__": "__main__"}
     torch.manual_seed(0)
     exec(compile(setup, "docs/plug-in.md", "exec"), names)
@@ -67,7 +69,8 @@ def test_plug_in_blocks_run(peer: str, tmp_path, monkeypatch) -> None:  # type: 
     with getattr(peer_sources, peer, contextlib.nullcontext)():
         if not hasattr(peer_sources, peer):
             pytest.importorskip(peer, reason=f"{peer} is not installed")
-        exec(compile(block, f"docs/plug-in.md, {peer}", "exec"), names)
+        for block in chosen:
+            exec(compile(block, f"docs/plug-in.md, {peer}", "exec"), names)
     if peer != "torchmeta":  # whose network is its own
         assert not all(map(torch.equal, before, names["net"].parameters()))
     if peer == "lightning":  # whose trainer clears gradients at the end
@@ -78,8 +81,23 @@ def test_plug_in_blocks_run(peer: str, tmp_path, monkeypatch) -> None:  # type: 
 
 def test_every_plug_in_block_is_run() -> None:
     setup, *others = blocks("docs/plug-in.md")
-    assert sorted(map(peer_of, others)) == sorted(["torch", *PEERS])
+    assert {peer_of(block) for block in others} == {"torch", *PEERS}
+    assert len(others) == len(PEERS) + 2  # in two phases, too
     assert "import trlearner as tr" in setup
+
+
+def test_the_scripts_lines_are_those_that_are_tried() -> None:
+    """tests/test_integration_peers.py runs them."""
+    page = (ROOT / "docs/plug-in.md").read_text("utf-8")
+    shown = [
+        re.findall(r"^\+ (.*)", block, re.MULTILINE)
+        for block in re.findall(r"```diff\n(.*?)```", page, re.DOTALL)
+    ]
+    scripts = list(SCRIPTS.values())
+    assert shown == [
+        *([line for edit in script.inside for line in edit.lines] for script in scripts),
+        [line for edit in scripts[0].setup for line in edit.lines],
+    ]
 
 
 def test_examples_are_under_thirty_lines() -> None:
