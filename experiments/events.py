@@ -1,4 +1,4 @@
-"""What a run writes for TensorBoard: curves, and its settings beside its result (HParams)."""
+"""What a run writes for TensorBoard: relations, curves, and its settings beside its result (HParams)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from trlearner.experiments.config import Config
 
 import trlearner as tr
 
+EVERY = 50
+"""Steps between two points of a monitor's curve."""
+
 
 class Events:
     """The event file of one run.
@@ -20,6 +23,9 @@ class Events:
         folder: The run's.
         config: Shown as HParams.
         step: Where the run goes on; what an interrupted one wrote beyond is hidden.
+
+    Attributes:
+        monitor: Shows the relations.
     """
 
     def __init__(self, folder: Path, config: Config, step: int) -> None:
@@ -28,12 +34,7 @@ class Events:
             from torch.utils.tensorboard import SummaryWriter
         self.config = config
         self.writer: Any = SummaryWriter(str(folder / "events"), purge_step=step + 1)
-
-    def step(self, step: int, out: tr.Output) -> None:
-        """The losses of a meta-step."""
-        self.writer.add_scalar("loss/task", float(out.task_loss), step)
-        if out.relations is not None:
-            self.writer.add_scalar("loss/relation", float(out.relation_loss), step)
+        self.monitor = tr.RelationMonitor(self.writer, every=EVERY)
 
     def validation(self, step: int, values: Mapping[str, float]) -> None:
         """What a validation found."""
@@ -42,17 +43,7 @@ class Events:
 
     def finish(self, best: float | None) -> None:
         """The settings, beside the best validation."""
-        from torch.utils.tensorboard.summary import hparams
-
-        plain = {
-            name: value if isinstance(value, (bool, int, float, str)) else str(value)
-            for name, value in self.config.record().items()
-        }
-        # `add_hparams` would make a run of its own of these three.
-        for summary in hparams(plain, {"best validation": best or 0.0}):
-            self.writer.file_writer.add_summary(summary)
-        if best is not None:
-            self.writer.add_scalar("best validation", best, self.config.steps)
+        self.monitor.hparams(self.config.record(), {"best validation": best or 0.0})
 
     def __enter__(self) -> Events:
         return self

@@ -56,8 +56,16 @@ class Run:
         }
         self.history: list[dict[str, Any]] = []
         self.seconds: list[float] = []
+        self.monitor: tr.RelationMonitor | None = None
+        self.seen: dict[str, Any] = {}  # by the monitor of a run that was stopped
 
-    def take_step(self) -> tr.Output:
+    def watch(self, monitor: tr.RelationMonitor) -> None:
+        """Shows every step from now on to a monitor, which goes on from what an earlier one saw."""
+        if self.seen:
+            monitor.load_state_dict(self.seen)
+        self.monitor = self.regularizer.monitor = monitor
+
+    def take_step(self) -> None:
         """One outer step on fresh tasks."""
         config = self.config
         batch = self.problem.source.sample("train", config.tasks, self.generator)
@@ -75,7 +83,6 @@ class Run:
             for name, value in self.learner.state_dict().items():
                 if value.is_floating_point():
                     self.average[name].lerp_(value, 1 - config.average)
-        return out
 
     def validate(self) -> dict[str, float]:
         """Every metric on the validation tasks; keeps the weights if they are the best so far."""
@@ -137,6 +144,7 @@ class Run:
             "best": self.best,
             "history": self.history,
             "seconds": self.seconds,
+            "seen": self.seen if self.monitor is None else self.monitor.state_dict(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -148,7 +156,7 @@ class Run:
         torch.set_rng_state(state["random"].cpu())
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
         self.engine = self.learner.engine = state["engine"]
-        for name in ("step", "average", "best", "history", "seconds"):
+        for name in ("step", "average", "best", "history", "seconds", "seen"):
             setattr(self, name, state[name])
 
 
@@ -193,6 +201,7 @@ def _train(now: Run, folder: Path, watch: Watch) -> None:
     """All steps that are left; seconds each."""
     config = now.config
     with Events(folder, config, now.step) as events:
+        now.watch(events.monitor)
         whole = True
         try:
             while now.step < config.steps and not now.out_of_patience():
@@ -200,10 +209,8 @@ def _train(now: Run, folder: Path, watch: Watch) -> None:
                 with interrupt.held_back():
                     whole = False
                     started = time.perf_counter()
-                    out = now.take_step()
+                    now.take_step()
                     now.seconds.append(time.perf_counter() - started)
-                    if now.step % 10 == 0:
-                        events.step(now.step, out)
                     if now.step % config.validate_every == 0 or now.step == config.steps:
                         events.validation(now.step, now.validate())
                         # In this order: a checkpoint of the last step is never ahead of its metrics.
