@@ -28,11 +28,11 @@ class Log:
     def scalars(self, run: str, step: int, values: Mapping[str, float]) -> None:
         """Numbers by tag, e.g. ``{"loss/task": 1.5}``."""
         for tag, value in values.items():
-            self._writer(run).add_scalar(tag, value, step)
+            self.writer(run).add_scalar(tag, value, step)
 
     def image(self, run: str, tag: str, pixels: np.ndarray, step: int) -> None:
         """A picture ``[height, width, 3]`` of bytes."""
-        self._writer(run).add_image(tag, pixels, step, dataformats="HWC")
+        self.writer(run).add_image(tag, pixels, step, dataformats="HWC")
 
     def __enter__(self) -> Log:
         return self
@@ -46,7 +46,8 @@ class Log:
         for writer in self.writers.values():
             writer.close()
 
-    def _writer(self, run: str) -> Any:
+    def writer(self, run: str) -> Any:
+        """TensorBoard's own, of one run."""
         if run not in self.writers:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of what TensorBoard itself imports

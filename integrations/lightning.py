@@ -40,6 +40,8 @@ After::
         def configure_optimizers(self):  # as it was, and with the regularizer's parameters
             return torch.optim.Adam(self.parameters())
 
+To watch it beside Lightning's own curves, say in ``on_fit_start``
+``self.reg.monitor = RelationMonitor(self.logger.experiment)``; only training steps are watched.
 As an attribute the regularizer is moved, saved and optimized with the rest; `check_optimizers` tells if your
 optimizers lack it. Clipping, accumulation and precision are the trainer's, as before. Lightning counts
 parameters before the first batch, so tell a `LabelledEncoder` its sizes: ``features=`` and ``targets=``.

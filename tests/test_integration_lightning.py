@@ -1,10 +1,13 @@
 """A LightningModule with the relation term, trained and validated by a Trainer."""
 
+import pathlib
 from typing import Any
 
 import lightning
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader
@@ -157,6 +160,23 @@ def test_batches_of_every_kind_become_usable(kind: str) -> None:
         assert torch.is_inference_mode_enabled()
     assert kind != "dict" or found["n"] == 3
     assert kind != "TaskBatch" or found.ids == tuple("abcd")
+
+
+def test_it_is_watched_beside_lightnings_own_curves(tmp_path: pathlib.Path) -> None:
+    class Watched(Module):
+        def on_fit_start(self) -> None:
+            self.reg.monitor = tr.RelationMonitor(self.logger.experiment, every=1)
+
+    model, logger = contracts.net(), TensorBoardLogger(tmp_path)
+    trainer = lightning.Trainer(
+        **{**SILENT, "logger": logger, "max_epochs": 1, "log_every_n_steps": 1}
+    )
+    batches = DataLoader([stacked()] * 3, batch_size=None)
+    trainer.fit(Watched(model, regularizer(model, True)), batches, batches)
+    events = EventAccumulator(logger.log_dir).Reload()
+    points = events.Scalars("trlearner.loss/relation")
+    assert [point.step for point in points] == [0, 1, 2]
+    assert "trlearner.relations/clustered" in events.Tags()["images"]
 
 
 def test_a_regularizer_that_no_optimizer_has_is_told() -> None:

@@ -251,6 +251,13 @@ def test_steps_that_do_not_train_are_not_watched() -> None:
     assert not writer.curves
 
 
+def test_validation_with_gradients_is_not_watched() -> None:
+    learner, reg = parts()
+    reg.monitor = tr.RelationMonitor(Memory(), every=1)
+    reg.eval()(learner, contracts.regression_batch())
+    assert reg.monitor.step == 0
+
+
 def test_true_similarity_is_compared_with_m() -> None:
     learner, reg = parts()
     place = {"a": 0.0, "b": 1.0, "c": 3.0, "d": 7.0}

@@ -169,7 +169,8 @@ class TRLearner(nn.Module):
         draws = Draws(self.lam, self.temperature, related, chosen)
         if learner.engine == "tune" and not settled(learner):
             engine = self._tune(learner, state, batch, draws)
-        if self.monitor is None or not torch.is_grad_enabled():
+        monitor = self._watching()
+        if monitor is None:
             return self._run_somehow(engine, learner, state, batch, draws)
         random = random_state()
         out = self._run_somehow(engine, learner, state, batch, draws)
@@ -180,7 +181,7 @@ class TRLearner(nn.Module):
                 without = replace(draws, lam=0.0)
                 return self._run(ENGINES[out.engine], learner, state, batch, without).loss
 
-        self.monitor(out, self, batch, learner, own_loss)
+        monitor(out, self, batch, learner, own_loss)
         return out
 
     def relate(self, learner: Learner, batch: TaskBatch) -> Tensor:
@@ -203,6 +204,10 @@ class TRLearner(nn.Module):
             fast = engine.adapt(learner, state, features, support, self.loss_fn, learner.steps)
             embeddings = embed_tasks(self.encoder, engine, learner, state, batch, fast)
             return relation_matrix(embeddings, self.relation.weight)
+
+    def _watching(self) -> Monitor | None:
+        """The monitor, if it is to see this step: one that trains."""
+        return self.monitor if self.training and torch.is_grad_enabled() else None
 
     def _run_somehow(
         self, engine: Engine, learner: Learner, state: State, batch: TaskBatch, draws: Draws
@@ -288,8 +293,8 @@ class TRLearner(nn.Module):
         draws = Draws(self.lam, self.temperature, True, self._draw_queries(batch.query))
         fast = {"model": torch.arange(len(batch))}
         term = relation_term(self, engine, learner, state, batch, fast, batch.query.x, draws)
-        if self.monitor is not None and torch.is_grad_enabled():
-            self.monitor(term, self, batch)
+        if (monitor := self._watching()) is not None:
+            monitor(term, self, batch)
         return term
 
     def _run(

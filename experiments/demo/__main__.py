@@ -76,7 +76,8 @@ def run(settings: Settings, out: Path) -> bool:
             with Progress(settings.seeds, settings.steps) as progress:
                 for seed in range(settings.seeds):
                     watch = watcher(settings, seed, test, log, progress)
-                    trained.append(comparison.train(settings, seed, watch))
+                    monitor = tr.RelationMonitor(log.writer(f"seed{seed}-trlearner"))
+                    trained.append(comparison.train(settings, seed, watch, monitor))
         except KeyboardInterrupt:
             interrupted = True
             print(f"\nInterrupted: {len(trained)} of {settings.seeds} seeds are finished.")
@@ -97,8 +98,6 @@ def watcher(
     def watch(step: int, arms: Sequence[Arm], outs: Sequence[tr.Output]) -> None:
         for arm, out in zip(arms, outs, strict=True):
             values = {"loss/task": float(out.task_loss)} if step % 10 == 0 else {}
-            if values and out.relations is not None:
-                values["loss/relation"] = float(out.relation_loss)
             if step % every == 0 or step == settings.steps:
                 values["test/mse"] = comparison.error_on(arm.learner, test)
             log.scalars(run_name(seed, arm), step, values)

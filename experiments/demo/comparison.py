@@ -64,14 +64,24 @@ Watch = Callable[[int, Sequence[Arm], Sequence[tr.Output]], None]
 """Called after every meta-step with its number from 1, the arms, and what each found."""
 
 
-def train(settings: Settings, seed: int, watch: Watch) -> tuple[Arm, Arm]:
-    """MAML, and MAML with TRLearner: same initialisation, same batches, one step each in turn."""
+def train(
+    settings: Settings, seed: int, watch: Watch, monitor: tr.RelationMonitor | None = None
+) -> tuple[Arm, Arm]:
+    """MAML, and MAML with TRLearner: same initialisation, same batches, one step each in turn.
+
+    Args:
+        settings: Of the comparison.
+        seed: Of the network, the tasks and the relation layer.
+        watch: Told of every step.
+        monitor: Is shown the steps of TRLearner.
+    """
     generator = torch.Generator().manual_seed(seed)
     pool = Sinusoids.draw(settings.pool, generator)
     arms = (
         make_arm("MAML", settings, seed, lam=0.0),
         make_arm("MAML + TRLearner", settings, seed, lam=settings.lam),
     )
+    arms[1].regularizer.monitor = monitor
     for step in range(1, settings.steps + 1):
         tasks = pool.sample(settings.tasks, generator)
         batch = tasks.batch(settings.shots, settings.queries, generator)
