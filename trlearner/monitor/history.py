@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -31,28 +32,32 @@ class History:
         """In the order in which they came, at most `LIMIT`."""
         return list(self._index)
 
-    def add(self, names: Sequence[Hashable], relations: Float[np.ndarray, "tasks tasks"]) -> None:
-        """One batch of tasks; a task's relation to itself says nothing and is left out.
+    def add(
+        self,
+        names: Sequence[Sequence[Hashable]],
+        relations: Float[np.ndarray, "steps tasks tasks"],
+    ) -> None:
+        """Some batches of as many tasks; a task's relation to itself says nothing and is left out.
 
         Args:
-            names: One a task; those of one family share theirs.
-            relations: M.
+            names: For each step, one a task; those of one family share theirs.
+            relations: M of each step.
         """
-        for name in names:
+        for name in chain.from_iterable(names):
             if name not in self._index:
                 if len(self._index) >= LIMIT:
                     self.full = True
                     continue
                 self._index[name] = len(self._index)
         self._grow()
-        known = [i for i, name in enumerate(names) if name in self._index]
-        which = np.array([self._index[names[i]] for i in known], dtype=int)
-        m = relations[np.ix_(known, known)].astype(float)
-        counts = np.isfinite(m) & ~np.eye(len(known), dtype=bool)
-        pairs = which[:, None] * len(self._index) + which
-        size = self._sum.size
-        self._sum += np.bincount(pairs[counts], m[counts], size).reshape(self._sum.shape)
-        self._count += np.bincount(pairs[counts], minlength=size).reshape(self._sum.shape)
+        # Those that found no room get a row of their own, which is cut off again.
+        count, none = len(self._index) + 1, len(self._index)
+        which = np.array([[self._index.get(name, none) for name in step] for step in names])
+        pairs = which[:, :, None] * count + which[:, None, :]
+        keep = np.isfinite(relations) & ~np.eye(which.shape[1], dtype=bool)
+        for total, weights in ((self._sum, relations[keep]), (self._count, None)):
+            found = np.bincount(pairs[keep], weights, count * count).reshape(count, count)
+            total += found[:none, :none]
 
     def mean(self) -> Float[np.ndarray, "names names"]:
         """The mean relation of each pair; NaN for a pair that was never seen together."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -228,8 +229,11 @@ class RelationMonitor:
     def _remember(self, found: Mapping[str, NDArray[Any]]) -> None:
         """Adds what was kept since the last point to the history."""
         full = self.history.full
-        for i, (ids, _, _) in enumerate(self._kept):
-            self.history.add([self._knowledge.group(id) for id in ids], found[f"m{i}"])
+        group = self._knowledge.group
+        for _, steps in groupby(range(len(self._kept)), lambda i: len(self._kept[i][0])):
+            kept = list(steps)
+            named = [[group(id) for id in self._kept[i][0]] for i in kept]
+            self.history.add(named, np.stack([found[f"m{i}"] for i in kept]))
         if self.history.full and not full:
             warn(
                 f"more than {LIMIT} tasks have names of their own: the history of relations keeps the "
