@@ -1,4 +1,6 @@
-"""Looks keep to their share of the time."""
+"""Work keeps to its share of the time."""
+
+import pytest
 
 from trlearner.monitor.throttle import Throttle
 
@@ -11,43 +13,46 @@ class Clock:
         return self.now
 
 
-def test_the_first_look_is_free_and_the_next_ones_keep_to_the_share() -> None:
+@pytest.mark.parametrize("growth", [1.0, 1.02])
+def test_all_work_together_keeps_to_the_share(growth: float) -> None:
     clock = Clock()
-    throttle = Throttle(0.02, clock=clock)
-    looks = 0
+    throttle = Throttle(0.02, {"dear": 1.1, "cheap": growth}, clock)
+    assert throttle.allowed() == {"dear", "cheap"}
+    spent, done = 0.0, {"dear": 0, "cheap": 0}
     for _ in range(20_000):
-        look = throttle.allows()
-        looks += look
-        with throttle.spending(look):
-            clock.now += 0.1 if look else 0.0001
+        allowed = throttle.allowed()
+        before = clock.now
+        with throttle.spending(allowed):
+            clock.now += 0.0001 + 0.1 * ("dear" in allowed) + 0.01 * ("cheap" in allowed)
+        spent += clock.now - before
+        for name in allowed:
+            done[name] += 1
         clock.now += 0.05
-    passed = clock.now - 100.0
-    assert looks * 0.1 <= 0.02 * passed + 0.1
-    assert looks > 20
+    assert spent <= 0.02 * (clock.now - 100.0) + 0.11
+    assert done["cheap"] > 2 * done["dear"] > 40
 
 
-def test_their_number_grows_with_the_logarithm_of_time() -> None:
+def test_how_often_grows_with_the_logarithm_of_time() -> None:
     clock = Clock()
-    throttle = Throttle(1.0, 1.1, clock)
-    counts = []
+    throttle = Throttle(1.0, {"dear": 1.1}, clock)
+    steps = []
     for step in range(1, 200_001):
-        if throttle.allows():
-            counts.append(step)
-            with throttle.spending(True):
+        if allowed := throttle.allowed():
+            steps.append(step)
+            with throttle.spending(allowed):
                 pass
         clock.now += 0.01
-    later = sum(step > 20_000 for step in counts)
-    assert later <= 26  # log(10) / log(1.1) = 24.2
-    assert len(counts) < 120
+    assert sum(step > 20_000 for step in steps) <= 26  # log(10) / log(1.1) = 24.2
+    assert len(steps) < 120
 
 
-def test_time_of_curves_counts_as_well() -> None:
+def test_other_work_counts_as_well() -> None:
     clock = Clock()
-    throttle = Throttle(0.5, clock=clock)
+    throttle = Throttle(0.5, {"dear": 1.1}, clock)
     clock.now += 10
-    with throttle.spending(False):
+    with throttle.spending(set()):
         clock.now += 10
-    assert throttle.allows()
-    with throttle.spending(False):
+    assert throttle.allowed() == {"dear"}
+    with throttle.spending(set()):
         clock.now += 1
-    assert not throttle.allows()
+    assert not throttle.allowed()

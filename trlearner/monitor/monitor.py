@@ -27,6 +27,8 @@ from trlearner.warn import warn
 
 ROOM = 2_000_000
 """So many relations between two logged steps are kept for the history; of larger batches some are not."""
+GROWTH = {"pictures": 1.1, "probe": 1.02}
+"""Pictures take room in the files as well, so there are fewer of them as a run grows long."""
 POINTS = 1_000
 """So many of the latest tasks are shown to the projector."""
 
@@ -51,8 +53,7 @@ class RelationMonitor:
 
     Attach it by ``reg.monitor = RelationMonitor(writer)``, or call it by hand after a step. Curves are
     written at every `every`-th step. Pictures and histograms, and what takes work to know (the cosine between
-    the gradients of the two losses, and the drift of M) come as often as their share of the time allows,
-    half of it for either.
+    the gradients of the two losses, and the drift of M) come as often as their share of the time allows.
 
     Args:
         writer: E.g. ``torch.utils.tensorboard.SummaryWriter("runs/mine")``.
@@ -61,7 +62,7 @@ class RelationMonitor:
         families: Which family a task's id belongs to, if that is known: a function, or a mapping. M is
             then compared with it, and the history is kept by families.
         similarity: How similar the tasks of these ids truly are, ``[tasks, tasks]``, if that is known.
-        share: Of the time, for pictures and for what takes work.
+        share: Of the time, for all of it.
 
     Attributes:
         step: The number of the step that comes next; set it when you resume a run.
@@ -110,8 +111,7 @@ class RelationMonitor:
         self.step = 0
         self.history = History()
         self._knowledge = Knowledge(names, families, similarity)
-        self._looks = Throttle(share / 2, growth=1.1)  # pictures take room as well
-        self._probes = Throttle(share / 2)
+        self._throttle = Throttle(share, GROWTH)
         self._kept: list[tuple[tuple[Hashable, ...], Tensor, Tensor]] = []
         # The tasks of the first probe, and M of them at the last.
         self._reference: tuple[TaskBatch, NDArray[Any]] | None = None
@@ -137,9 +137,9 @@ class RelationMonitor:
         """
         self._keep(seen, batch)
         if self.step % self.every == 0:
-            look, probe = self._looks.allows(), self._probes.allows()
-            with self._looks.spending(True) if look else self._probes.spending(probe):
-                self._log(seen, regularizer, batch, learner, own_loss, look, probe)
+            allowed = self._throttle.allowed()
+            with self._throttle.spending(allowed):
+                self._log(seen, regularizer, batch, learner, own_loss, allowed)
             self._kept.clear()
         self.step += 1
 
@@ -176,23 +176,23 @@ class RelationMonitor:
         batch: TaskBatch,
         learner: Learner | None,
         own_loss: Callable[[], Tensor] | None,
-        look: bool,
-        probe: bool,
+        allowed: set[str],
     ) -> None:
+        look = "pictures" in allowed
         project = look and hasattr(self.writer, "add_embedding") and self.step >= self._project_next
         wanted = _of_step(seen, regularizer) | {
             f"m{i}": m for i, (_, m, _) in enumerate(self._kept)
         }
         if project:
             wanted |= {f"e{i}": e for i, (_, _, e) in enumerate(self._kept)}
-        if probe and learner is not None:
+        if "probe" in allowed and learner is not None:
             wanted |= self._probe(seen, regularizer, batch, learner, own_loss)
         found = fetch(wanted)  # the only time that the device is waited for
         self._remember(found)
         if self._reference is not None and "reference_now" in found:
             found["reference_before"] = self._reference[1]
             self._reference = self._reference[0], found["reference_now"]
-        elif probe and learner is not None and "relations" in found:
+        elif "probe" in allowed and learner is not None and "relations" in found:
             self._reference = batch, found["relations"]
         know, curves = self._knowledge, scalars.of_step(found, regularizer.lam)
         if batch.ids is not None and "relations" in found:
@@ -229,10 +229,10 @@ class RelationMonitor:
     def _remember(self, found: Mapping[str, NDArray[Any]]) -> None:
         """Adds what was kept since the last point to the history."""
         full = self.history.full
-        group = self._knowledge.group
+        groups = {id: self._knowledge.group(id) for ids, _, _ in self._kept for id in set(ids)}
         for _, steps in groupby(range(len(self._kept)), lambda i: len(self._kept[i][0])):
             kept = list(steps)
-            named = [[group(id) for id in self._kept[i][0]] for i in kept]
+            named = [[groups[id] for id in self._kept[i][0]] for i in kept]
             self.history.add(named, np.stack([found[f"m{i}"] for i in kept]))
         if self.history.full and not full:
             warn(

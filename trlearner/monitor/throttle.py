@@ -1,4 +1,4 @@
-"""When to take a closer look, so that looking takes no more than its share of the time."""
+"""When to do what takes time, so that all of it together takes no more than its share."""
 
 from __future__ import annotations
 
@@ -8,38 +8,47 @@ from contextlib import contextmanager
 
 
 class Throttle:
-    """Allows a look at once, and then while all of them together took at most a share of the time.
+    """Allows each kind of work at once, and then while all work together took at most a share of the time.
 
     Args:
         share: Of the time that has passed.
-        growth: Each look waits until so many times as much time has passed as at the last one. With 1.1,
-            any run has a hundred or two, however long it is.
+        growth: For each kind of work, by name: it waits until so many times as much time has passed as when
+            it was last done. With 1.1 it is done a hundred or two times in any run, however long.
         clock: In seconds.
     """
 
     def __init__(
-        self, share: float, growth: float = 1.0, clock: Callable[[], float] = time.perf_counter
+        self,
+        share: float,
+        growth: dict[str, float],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.share = share
         self.growth = growth
         self._clock = clock
         self._started = clock()
         self._spent = 0.0
-        self._next = 0.0
+        self._next = dict.fromkeys(growth, 0.0)
 
-    def allows(self) -> bool:
-        """Whether a look is due."""
+    def allowed(self) -> set[str]:
+        """The kinds of work that may be done now."""
         passed = self._clock() - self._started
-        return passed >= self._next and self._spent <= self.share * passed
+        if self._spent > self.share * passed:
+            return set()
+        return {name for name, after in self._next.items() if passed >= after}
 
     @contextmanager
-    def spending(self, look: bool) -> Iterator[None]:
-        """Counts the time of what is inside; after a look the next one has to wait."""
+    def spending(self, done: set[str]) -> Iterator[None]:
+        """Counts the time of what is inside, which may be no such work at all.
+
+        Args:
+            done: The kinds of work inside.
+        """
         before = self._clock()
         try:
             yield
         finally:
             now = self._clock()
             self._spent += now - before
-            if look:
-                self._next = self.growth * (now - self._started)
+            for name in done:
+                self._next[name] = self.growth[name] * (now - self._started)
