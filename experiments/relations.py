@@ -91,7 +91,7 @@ def draw(m: NDArray[Any], families: Sequence[Any], title: str, file: Path) -> No
     order = np.argsort(np.array(families), kind="stable")
     named = [families[i] for i in order]
     block = torch.from_numpy(m[np.ix_(order, order)])
-    tr.plot_relations(block, named, title=title, scale=1).save(file)
+    tr.plot_relations(block, named, title=title).save(file)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ PACKAGE = Path(trlearner.__file__).parent
 UPSTAIRS = ("experiments", "integrations")
 FORBIDDEN = (*UPSTAIRS, *(f"trlearner.{name}" for name in UPSTAIRS))
 LAZY = ("higher", "tensorboard", "torch.utils.tensorboard")
-OPTIONAL = ("PIL", "lightning", "matplotlib", "ray", "rich", "scipy", "torchopt", "tyro", "easyfsl")
+OPTIONAL = ("lightning", "matplotlib", "ray", "rich", "scipy", "torchopt", "tyro", "easyfsl")
 
 MODULES = sorted(
     path
