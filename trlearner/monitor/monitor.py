@@ -62,7 +62,7 @@ class RelationMonitor:
         families: Which family a task's id belongs to, if that is known: a function, or a mapping. M is
             then compared with it, and the history is kept by families.
         similarity: How similar the tasks of these ids truly are, ``[tasks, tasks]``, if that is known.
-        share: Of the time, for all of it.
+        share: Of the time, for all of it; 1 sets no limit.
 
     Attributes:
         step: The number of the step that comes next; set it when you resume a run.

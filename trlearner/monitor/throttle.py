@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 
 class Throttle:
-    """Allows each kind of work at once, and then while all work together took at most a share of the time.
+    """Allows each kind of work at once, and then where all work together will not have taken more than a share
+    of the time, if it takes what it took last.
 
     Args:
-        share: Of the time that has passed.
+        share: Of the time that has passed; 1 sets no limit.
         growth: For each kind of work, by name: it waits until so many times as much time has passed as when
             it was last done. With 1.1 it is done a hundred or two times in any run, however long.
         clock: In seconds.
@@ -28,12 +29,13 @@ class Throttle:
         self._clock = clock
         self._started = clock()
         self._spent = 0.0
+        self._last = 0.0
         self._next = dict.fromkeys(growth, 0.0)
 
     def allowed(self) -> set[str]:
         """The kinds of work that may be done now."""
         passed = self._clock() - self._started
-        if self._spent > self.share * passed:
+        if self._last and self.share < 1 and self._spent + self._last > self.share * passed:
             return set()
         return {name for name, after in self._next.items() if passed >= after}
 
@@ -50,5 +52,7 @@ class Throttle:
         finally:
             now = self._clock()
             self._spent += now - before
+            if done:
+                self._last = now - before
             for name in done:
                 self._next[name] = self.growth[name] * (now - self._started)
