@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import BatchNorm2d
 from trlearner.experiments.bench import __main__ as bench
-from trlearner.experiments.bench import contender, ours, peers, session, stub, table, timing
+from trlearner.experiments.bench import contender, floor, ours, peers, session, stub, table, timing
 from trlearner.experiments.bench.workload import WORKLOADS, conv, sinusoid
 
 TINY = {
@@ -233,7 +233,10 @@ def test_every_row_is_there(finished):
         assert list(found.rows) == here
         assert list(written["workloads"][workload]["contenders"]) == here
     lines = [line[2:34].rstrip() for line in printed.splitlines() if line.startswith("  ")]
-    assert [line for line in lines if line in rows] == rows
+    assert [line for line in lines if line in rows] == [
+        *rows,
+        *rows,
+    ]  # milliseconds, times the floor
 
 
 def test_the_file_holds_what_the_table_shows(finished):
@@ -256,6 +259,11 @@ def test_the_file_holds_what_the_table_shows(finished):
         assert best["median_ms"] == min(v for n, v in plain.items() if n in ours.OURS)
         assert best["times_best_peer"] == pytest.approx(peer["median_ms"] / best["median_ms"])
         assert best["times_jax.jit"] is None
+        found, least = results[workload].floor, part["floor"]["meta_step"]
+        assert set(least) == {f"loop{v}" for v in ours.VARIANTS}
+        for variant in ours.VARIANTS:
+            assert least[f"loop{variant}"]["floor_ms"] == found.milliseconds(variant) > 0
+            assert least[f"loop{variant}"]["flops"] == found.work[variant].flops
 
 
 def row(milliseconds, first=0.0, busy=1.0):
@@ -281,6 +289,13 @@ def test_the_texts_say_who_leads_and_what_to_doubt():
     assert table.starts(results).split() == [
         *("first", "step,", "seconds", "sinusoid-4", "jax.jit", "7.0", "compiled", "30.0")
     ]
+    assert table.floors(results) == ""
+    work = {v: floor.Work(3_000_000, 2500) for v in ours.VARIANTS}
+    slow = timing.Timing((2.0,) * 3, 1, 1.0)
+    known = replace(found, floor=floor.Floor(work, floor.Work(6_000_000, 1), slow))
+    shown = " ".join(table.floors({"sinusoid-4": known}).split())
+    assert "plain higher 100 vmap(grad) 20.0" in shown and "compiled 4.0" in shown
+    assert "3 M, 2.5 kB" in shown
     said = table.conclusions(results)
     assert "'compiled', 5.00 times as fast as the best peer, 'vmap(grad)'" in said
     assert "0.50 times as fast as 'jax.jit'" in said

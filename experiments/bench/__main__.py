@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, session.Found]:
     print(f"\ntorch {torch.__version__}, {options.threads} thread(s), {record.cpu()}\n")
     parts = (
         table.table(results, options.rounds),
+        table.floors(results),
         table.starts(results),
         table.conclusions(results),
         table.disturbance(results, options.threads),

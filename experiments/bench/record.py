@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trlearner.experiments.bench.floor import ENGINE, Floor
 from trlearner.experiments.bench.peers import BASE, JAX
 from trlearner.experiments.bench.session import Found
 from trlearner.experiments.bench.table import relative, summary
@@ -32,6 +33,7 @@ def _workload(found: Found) -> dict[str, Any]:
     return {
         "contenders": {name: _contender(found, name) for name in found.rows},
         "left_out": dict(found.left_out),
+        "floor": found.floor and _floor(found.floor),
         "best_peer": best.peer and {"name": best.peer[0], "median_ms": best.peer[1]},
         "best_ours": best.ours
         and {
@@ -39,6 +41,16 @@ def _workload(found: Found) -> dict[str, Any]:
             "median_ms": best.ours[1],
             "times_best_peer": best.ahead(best.peer and best.peer[1]),
             f"times_{JAX}": best.ahead(best.jax),
+        },
+    }
+
+
+def _floor(floor: Floor) -> dict[str, Any]:
+    return {
+        "plain_passes": {**vars(floor.plain), "median_ms": floor.timing.median},
+        "meta_step": {
+            f"{ENGINE}{variant}": {**vars(work), "floor_ms": floor.milliseconds(variant)}
+            for variant, work in floor.work.items()
         },
     }
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from trlearner.experiments.bench import timing
+from trlearner.experiments.bench import floor, timing
 from trlearner.experiments.bench.contender import (
     Build,
     Contender,
@@ -19,6 +19,7 @@ from trlearner.experiments.bench.contender import (
     first_gradient,
     wanted,
 )
+from trlearner.experiments.bench.floor import Floor
 from trlearner.experiments.bench.ours import OURS, PLAIN, REFERENCE, VARIANTS, ours
 from trlearner.experiments.bench.peers import PEERS
 from trlearner.experiments.bench.timing import Timing
@@ -51,10 +52,11 @@ class Row:
 
 @dataclass
 class Found:
-    """The rows of a workload, and why some are missing."""
+    """The rows of a workload, why some are missing, and how fast they could be."""
 
     rows: dict[str, Row] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    floor: Floor | None = None
 
 
 EVERYONE: dict[str, tuple[Build, str]] = {
@@ -62,6 +64,10 @@ EVERYONE: dict[str, tuple[Build, str]] = {
     **OURS,
 }
 """All contenders, peers first: how they are built, and whose gradient they must have."""
+
+
+PASSES = "plain passes"
+"""What takes turns with the contenders, for the floor."""
 
 
 def run(workload: Workload, patterns: Sequence[str], rounds: int, budget: float) -> Found:
@@ -86,7 +92,10 @@ def run(workload: Workload, patterns: Sequence[str], rounds: int, budget: float)
             f"{workload.name}: {name}: first step {start.seconds:.2f} s, meta-gradient to "
             f"{start.error:.0e} in {start.precision}"
         )
-    times = timing.measure({n: made.step for n, (made, *_) in ready.items()}, rounds, budget)
+    steps = {n: made.step for n, (made, *_) in ready.items()}
+    plain = steps[PASSES] = floor.plain_step(workload)
+    times = timing.measure(steps, rounds, budget)
+    found.floor = Floor(floor.work(workload), floor.count(plain), times[PASSES])
     found.rows = {n: Row(variant, start, times[n]) for n, (_, variant, start) in ready.items()}
     return found
 

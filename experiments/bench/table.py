@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -67,6 +68,34 @@ def table(results: Mapping[str, Found], rounds: int) -> str:
         "",
         *_grid(results, "peers", PEERS, cell),
         *_grid(results, "trlearner, by engine", OURS, cell),
+    ]
+    return "\n".join(lines)
+
+
+def floors(results: Mapping[str, Found]) -> str:
+    """How many times as long as its floor each contender takes, and what the floor is."""
+
+    def cell(found: Found, name: str, row: Row) -> str:
+        least = None if found.floor is None else found.floor.milliseconds(row.variant)
+        return "" if least is None else _digits(row.timing.median / least)
+
+    def counted(found: Found) -> str:
+        assert found.floor is not None
+        work = found.floor.work[PLAIN]
+        return f"{_scaled(work.flops)}, {_scaled(work.bytes)}B"
+
+    known = {name: found for name, found in results.items() if found.floor is not None}
+    if not known:
+        return ""
+    lines = [
+        "Times the floor: the time of plain forward and backward passes of the same network over as many",
+        "samples, in the same turns, for as many floating-point operations as the meta-step has.",
+        "",
+        *_grid(known, "peers", PEERS, cell),
+        *_grid(known, "trlearner, by engine", OURS, cell),
+        f"{'operations and bytes, without the term':<42}"
+        + "".join(f"{counted(found):>18}" for found in known.values()),
+        "",
     ]
     return "\n".join(lines)
 
@@ -147,6 +176,12 @@ def _grid(
         if any(cells):
             lines.append(f"  {name:<34}" + "".join(f"{text:>18}" for text in cells))
     return [*lines, ""] if len(lines) > 1 else []
+
+
+def _scaled(value: float) -> str:
+    """Three digits and a unit, e.g. ``1.25 G``."""
+    power = min(4, int(math.log10(value)) // 3) if value >= 1 else 0
+    return f"{value / 1000**power:.3g} {('', 'k', 'M', 'G', 'T')[power]}"
 
 
 def _digits(value: float) -> str:

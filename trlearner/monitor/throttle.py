@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 
 class Throttle:
-    """Allows each kind of work at once, and then where all work together will not have taken more than a share
-    of the time, if it takes what it took last.
+    """Allows each kind of work at once, and then within a share of the time.
+
+    Work is allowed where all of it together, with what it took last, stays within the share.
 
     Args:
         share: Of the time that has passed; 1 sets no limit.
