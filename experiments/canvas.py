@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from trlearner.experiments.study import Study
@@ -55,6 +56,38 @@ def legend(figure: Figure, places: Sequence[Axes]) -> None:
         widest = 0.6 + 0.085 * max(map(len, found))  # inches, of a mark and its words
         columns = min(len(found), 4, max(1, int(figure.get_figwidth() / widest)))
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
+
+
+WILD = 100.0
+"""Means farther from their median than so many times the median distance are beyond the plot."""
+
+WIDE = 4.0
+"""Of an interval so many times the median one is seen at most."""
+
+
+def frame(place: Axes, means: Sequence[float], halves: Sequence[float]) -> None:
+    """Limits that show most of it, whatever diverged or has an interval of two seeds; says what is beyond.
+
+    Args:
+        place: Where it is drawn.
+        means: Of every setting; not a number where there is none.
+        halves: Of their intervals, likewise.
+    """
+    middle, half = np.asarray(means, dtype=float), np.nan_to_num(np.asarray(halves, dtype=float))
+    known = np.isfinite(middle)
+    middle, half = middle[known], half[known]
+    if not middle.size:
+        return
+    away = np.abs(middle - np.median(middle))
+    tame = away <= WILD * np.median(away) if np.median(away) else np.full(away.shape, True)
+    usual = half[tame & (half > 0)]
+    seen = np.minimum(half, WIDE * np.median(usual)) if usual.size else half
+    low, high = (middle - seen)[tame].min(), (middle + seen)[tame].max()
+    room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    place.set_ylim(low - room, high + room)
+    if not tame.all():
+        text = f"{(~tame).sum()} beyond"
+        place.text(0.98, 0.97, text, transform=place.transAxes, ha="right", va="top", fontsize=8)
 
 
 def metric_label(study: Study, problem: str, split: str) -> str:

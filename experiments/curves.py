@@ -49,21 +49,30 @@ def by_axis(study: Study, axis: str, split: str, base: Setting | None = None) ->
         split: ``"test"`` or ``"shifted"``.
         base: If given, the paired difference from this baseline is shown instead.
     """
-    panels = [panel for problem in study.problems for panel in _panels(study, problem, axis)]
+    panels = [
+        panel
+        for problem in study.problems
+        if any(cell.level(split) for cell in study.cells(problem))
+        for panel in _panels(study, problem, axis)
+    ]
     labels = _labels(study, panels)
     figure, places = canvas.grid(len(panels))
     for panel, place in zip(panels, places, strict=True):
         values = study.values(panel.problem, axis)
         positions = _axis(place, axis, values)
+        shown: list[Range] = []
         for i, line in enumerate(panel.lines):
             cells = [study.cell(panel.problem, {**line, axis: value}) for value in values]
             ranges = [_range(study, panel.problem, cell, base, split) for cell in cells]
+            shown += ranges
             text = _text(line, panel)
             if len(values) < FEW:
                 aside = APART * (i - (len(panel.lines) - 1) / 2)
                 _bars(place, positions, ranges, labels[text], text, aside)
                 continue
             _band(place, positions, ranges, labels[text], text, crowded=len(panel.lines) > CROWD)
+        if shown:
+            canvas.frame(place, *zip(*shown, strict=True))
         label = canvas.metric_label(study, panel.problem, split)
         if base:
             place.axhline(0, color="black", lw=1, ls=":")
@@ -157,9 +166,8 @@ def _bars(
     place.errorbar(positions, means, np.nan_to_num(halves), **bar, transform=shift)
     place.plot(positions, means, **style, ms=5, lw=1.4, label=label, transform=shift)
     # Drawn with a transform of their own, they do not count for the limits.
-    ends = np.concatenate([means, means - halves, means + halves])
-    at = np.tile(positions, 3)
-    place.update_datalim(np.stack([at, ends], 1)[np.isfinite(ends)])
+    known = np.isfinite(means)
+    place.update_datalim(np.stack([positions, means], 1)[known])
     place.margins(x=0.12)
     place.autoscale_view()
 

@@ -42,18 +42,20 @@ class Point:
 
 def trade(study: Study, split: str) -> Figure:
     """A plot for each problem; hollow marks are learners without the relation term."""
-    figure, places = canvas.grid(len(study.problems))
+    drawn = {problem: _points(study, problem, split) for problem in study.problems}
+    drawn = {problem: points for problem, points in drawn.items() if points}
+    figure, places = canvas.grid(len(drawn))
     numbers = canvas.learners(study)
-    for problem, place in zip(study.problems, places, strict=True):
-        points = _points(study, problem, split)
+    for (problem, points), place in zip(drawn.items(), places, strict=True):
         for point in points:
             _draw(place, point, numbers[point.cell.learner])
         _scale(place, points)
+        levels = [one.level for one in points]
+        canvas.frame(place, [x.mean for x in levels], [x.half_width or 0.0 for x in levels])
         axes = [a for a in study.axes if a != "learner" and study.values(problem, a)[1:]]
         told = f" (beside: {name(axes[0])})" if len(axes) == 1 else ""
-        for group in (
-            _groups(place, points) if told else ()
-        ):  # with more axes, words hide the points
+        # With more axes, words hide the points.
+        for group in _groups(place, points) if told else ():
             _label(place, group, axes[0], numbers[group[0].cell.learner])
         place.set(title=problem, xlabel=f"milliseconds of a meta-step{told}")
         place.set(ylabel=canvas.metric_label(study, problem, split))

@@ -9,6 +9,9 @@ from trlearner.experiments.study import PERCENT
 
 MISSING = "—"
 
+HUGE = 1e6
+"""From here on numbers are written with a power of ten."""
+
 NAMES = {
     "lam": "λ",
     "maml": "MAML",
@@ -61,10 +64,15 @@ def number(mean: float, half_width: float | None = None, sign: bool = False) -> 
         ('0.412 ± 0.013', '0.412', '−0.030 ± 0.065')
         >>> number(float("nan")), number(1234.5, 210.0), number(63.2513, 1.04)
         ('diverged', '1234 ± 210', '63.3 ± 1.0')
+        >>> number(3.39e15, 4.31e16)
+        '3.4e15 ± 4.3e16'
     """
     if not math.isfinite(mean):
         return "diverged"
     plus = "+" if sign else ""
+    if max(abs(mean), half_width or 0.0) >= HUGE:
+        parts = [f"{mean:{plus}.1e}", *([f"{half_width:.1e}"] if half_width else [])]
+        return _minus(" ± ".join(part.replace("e+", "e") for part in parts))
     if half_width:
         digits = _digits(half_width, 2)
         return _minus(f"{mean:{plus}.{digits}f} ± {half_width:.{digits}f}")
