@@ -1,6 +1,7 @@
 """How the whole suite runs: one thread a worker, shape checks on, nothing left to chance."""
 
 import os
+import signal
 
 import hypothesis
 import jaxtyping
@@ -8,6 +9,11 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # two workers on two cores; more threads only fight each other
+
+# A shell ignores Ctrl-C for what it starts in the background, and Python then does so as well; the tests of
+# interruptions send one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every annotation of the library becomes a check, before anything imports it; as for type checkers,
 # an int passes for a float. TRLEARNER_TYPECHECK=0 leaves the library as its users have it.
