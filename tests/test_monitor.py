@@ -319,6 +319,20 @@ def test_called_by_hand_after_a_step() -> None:
     assert writer.last("loss/own") == out.task_loss.item()
 
 
+def test_a_samplers_summary_is_drawn() -> None:
+    learner, reg = parts()
+    reg.monitor = tr.RelationMonitor(writer := Memory(), every=1)
+
+    class Sampler:
+        def summary(self) -> dict[str, torch.Tensor]:
+            return {"entropy": torch.tensor(0.5), "draws": torch.tensor([1.0, 2.0])}
+
+    reg.__dict__["sampler"] = Sampler()
+    reg(learner, named(contracts.regression_batch()))
+    assert writer.curves["sampler/entropy"] == [(0, 0.5)]
+    assert "sampler/draws" not in writer.curves  # a histogram, which this writer has not
+
+
 def test_alignment_confidence_is_that_of_the_soft_matching() -> None:
     net = contracts.net()
     learner = contracts.learner("maml", net, "batched")
