@@ -165,6 +165,18 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
 }
 
 
+OF_A_PROBLEM = {
+    name: f"trlearner {name} PROBLEM {more}\n\nProblems:\n  {{problems}}\n\n"
+    f"trlearner {name} regression/sinusoid --help shows every setting, with that problem's defaults."
+    for name, more in (
+        ("run", "[--SETTING VALUE ...]"),
+        ("ablate", "[--SETTING VALUE VALUE ... ...] [--seeds N]"),
+        ("data", "[--data-dir FOLDER]"),
+    )
+}
+"""Help without a problem, whose preset has the defaults."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns what a shell is told."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -177,6 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"trlearner: {name!r} is no command; there are {', '.join(COMMANDS)}.", file=sys.stderr
         )
         return 2
+    if name in OF_A_PROBLEM and rest[:1] in (["-h"], ["--help"]):
+        print(OF_A_PROBLEM[name].format(problems="\n  ".join(presets())))
+        return 0
     try:
         return COMMANDS[name](rest)
     except (MissingData, ValueError) as error:

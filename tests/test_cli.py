@@ -87,3 +87,13 @@ def test_data_lists_problems_and_shows_a_batch(capsys: pytest.CaptureFixture[str
     assert "regression/families" in capsys.readouterr().out
     assert cli.main(["data", "regression/families", "--shots", "3"]) == 0
     assert "Samples(x=[4, 3, 1], y=[4, 3, 1])" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["run", "ablate", "data"])
+def test_help_without_a_problem_lists_them(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"trlearner {command} PROBLEM" in shown
+    assert "regression/sinusoid" in shown and "pose/meshes" in shown
