@@ -29,7 +29,7 @@ from trlearner.regularized import Regularized
 from trlearner.relation import TaskRelation, relation_matrix
 from trlearner.samples import Samples
 from trlearner.seam import Engine
-from trlearner.types import State
+from trlearner.types import LossFn, State
 from trlearner.warn import warn
 
 
