@@ -194,14 +194,16 @@ def _flatten(state: State, batch: TaskBatch, draws: Draws) -> dict[str, Tensor]:
             found[name] = torch.tensor(getattr(draws, name), dtype=dtype, device=query.device)
     if draws.queries is not None:
         found["chosen queries"] = draws.queries
+    if draws.task_weights is not None:
+        found["task weights"] = draws.task_weights
     return found
 
 
 def _unflatten(batch: TaskBatch, draws: Draws, given: dict[str, Tensor]) -> tuple[TaskBatch, Draws]:
     support, query = (_samples(part, given, batch.ways) for part in ("support", "query"))
     lam, temperature = given.get("lam", draws.lam), given.get("temperature", draws.temperature)
-    queries = given.get("chosen queries")
-    return batch.replace(support, query), Draws(lam, temperature, draws.related, queries)
+    queries, weights = given.get("chosen queries"), given.get("task weights")
+    return batch.replace(support, query), Draws(lam, temperature, draws.related, queries, weights)
 
 
 def _parts(name: str, samples: Samples) -> dict[str, Tensor]:

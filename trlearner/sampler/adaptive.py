@@ -93,13 +93,14 @@ class AdaptiveTaskSampler(TaskSampler):
             importance=importance,
             batches=batches,
             generator=generator,
+            loss_fn=loss_fn,
         )
         check_scores(scores)
         check_ranges(every, share, decay, lr)
         self.scores, self.every, self.share = tuple(scores), every, share
         self.held_out = held_out
         borrowed = None if extractor is None else Extractor(extractor, borrowed=True)
-        self._looker = Looker(engine, loss_fn, borrowed)
+        self._looker = Looker(engine, borrowed)
         self._trainer = Trainer(len(self.scores), hidden, lr, decay, self.generator)
         self._board = Scoreboard(len(self._place), len(self.scores))
         self._learner: Learner | None = None
@@ -157,7 +158,7 @@ class AdaptiveTaskSampler(TaskSampler):
         learner = learner or self._learner
         if learner is None:
             return torch.zeros(len(batch))
-        scores = score_tasks(self.scores, self._looker.evidence(learner, batch))
+        scores = score_tasks(self.scores, self._looker.evidence(learner, batch, self.loss_fn))
         return self._trainer.logits(self._board.standardize(scores))
 
     def weigh(self, learner: Learner, batch: TaskBatch) -> Tensor:
@@ -167,22 +168,13 @@ class AdaptiveTaskSampler(TaskSampler):
             self._weighed = batch, found
         return found
 
-    @property
-    def loss_fn(self) -> LossFn | None:
-        """For one task; ``None`` goes by the targets."""
-        return self._looker.loss_fn
-
-    @loss_fn.setter
-    def loss_fn(self, loss_fn: LossFn | None) -> None:
-        self._looker.loss_fn = loss_fn
-
     # ---- one look-ahead ------------------------------------------------------------------------
 
     def _fresh(self, learner: Learner, batch: TaskBatch) -> dict[str, Tensor]:
         held_out = self.held_out
         if held_out is not None:
             batch = held_out if isinstance(held_out, TaskBatch) else held_out()
-        return self._looker.gradient(learner, batch)
+        return self._looker.gradient(learner, batch, self.loss_fn)
 
     def _took(self, learner: Learner, batch: TaskBatch) -> None:
         """Counts a step, and marks it where the next one is to judge it."""
@@ -197,7 +189,7 @@ class AdaptiveTaskSampler(TaskSampler):
         self._weighed = None
 
     def _learn(self, learner: Learner, marked: Marked, direction: dict[str, Tensor]) -> None:
-        found = self._looker.look(learner, marked.state, marked.batch, direction)
+        found = self._looker.look(learner, marked, direction, self.loss_fn)
         places = None if self.task_ids is None else self.places(marked.batch)
         scores = self._board.note(score_tasks(self.scores, found.evidence), places)
         self._trainer.learn(scores, found.effects.cpu(), marked.weights)

@@ -31,13 +31,13 @@ def floored(
 
 def _capped(p: Tensor, limit: float) -> Tensor:
     """The largest k are cut to `limit`, for the smallest k that leaves all others below it."""
-    order = p.sort(descending=True).values
-    k = torch.arange(len(p), device=p.device)
-    left = order.flip(0).cumsum(0).flip(0)  # the mass of all but the k largest
+    order = p.sort(descending=True)
+    k = torch.arange(len(p), dtype=p.dtype, device=p.device)
+    left = order.values.flip(0).cumsum(0).flip(0)  # the mass of all but the k largest
     scale = (1 - k * limit).clamp(min=0) / left
-    fits = (order * scale <= limit * (1 + 1e-6)).int()
-    chosen = int(fits.argmax())
-    return (p * scale[chosen]).clamp(max=limit)
+    # Equal shares may differ by rounding from the limit that they meet.
+    cut = int((order.values * scale <= limit * (1 + 1e-12)).int().argmax())
+    return (p * scale[cut]).index_fill(0, order.indices[:cut], limit)
 
 
 def systematic(
@@ -61,7 +61,7 @@ def systematic(
     order = torch.randperm(len(p), generator=generator, device=device)
     start = torch.rand((), generator=generator, device=device, dtype=torch.float64)
     edges = p.detach().to(device, torch.float64)[order].cumsum(0)
-    teeth = (torch.arange(count, device=device) + start) * (edges[-1] / count)
+    teeth = (torch.arange(count, dtype=torch.float64, device=device) + start) * (edges[-1] / count)
     # A tooth in between two tasks by rounding alone is the earlier one's.
     hit = torch.searchsorted(edges - 1e-9, teeth, right=True).clamp(max=len(p) - 1)
     return order[hit][torch.randperm(count, generator=generator, device=device)]

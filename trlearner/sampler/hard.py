@@ -68,11 +68,12 @@ class HardTaskSampler(TaskSampler):
             importance=False,
             batches=batches,
             generator=generator,
+            loss_fn=loss_fn,
         )
         at_least_one("every", every)
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature!r}.")
-        self.temperature, self.every, self.loss_fn = temperature, every, loss_fn
+        self.temperature, self.every = temperature, every
         self._board = Scoreboard(len(self._place), 1)
         self._learner: Learner | None = None
 

@@ -21,8 +21,9 @@ from trlearner.sampler.look import (
 )
 from trlearner.sampler.lookahead import Direction
 from trlearner.sampler.loss import loss_for
+from trlearner.sampler.marked import Marked
 from trlearner.sampler.registry import Evidence
-from trlearner.types import LossFn, State
+from trlearner.types import LossFn
 from trlearner.warn import warn
 
 
@@ -31,32 +32,35 @@ class Looker:
 
     Args:
         kind: The engine for look-aheads; see `looking_engine`.
-        loss_fn: For one task; ``None`` goes by the targets.
         extractor: As in `support_features`.
     """
 
-    def __init__(self, kind: str, loss_fn: LossFn | None, extractor: Extractor | None) -> None:
+    def __init__(self, kind: str, extractor: Extractor | None) -> None:
         check_kind(kind, KINDS)
-        self.kind, self.loss_fn, self.extractor = kind, loss_fn, extractor
+        self.kind, self.extractor = kind, extractor
 
-    def gradient(self, learner: Learner, batch: TaskBatch) -> dict[str, Tensor]:
+    def gradient(
+        self, learner: Learner, batch: TaskBatch, loss: LossFn | None
+    ) -> dict[str, Tensor]:
         """Of the batch's mean loss, where the learner stands."""
-        loss_fn = loss_for(self.loss_fn, batch)
+        loss_fn = loss_for(loss, batch)
         engine = learner.check(batch.support, loss_fn, batch.query)
         return held_out_gradient(engine, learner, batch, loss_fn)
 
-    def evidence(self, learner: Learner, batch: TaskBatch) -> Evidence:
+    def evidence(self, learner: Learner, batch: TaskBatch, loss: LossFn | None) -> Evidence:
         """What scores are made of, where the learner stands."""
-        loss_fn = loss_for(self.loss_fn, batch)
+        loss_fn = loss_for(loss, batch)
         engine = eager_engine(learner.check(batch.support, loss_fn))
         with random_state_kept(batch.support.x):
             return gather(engine, learner, learner.state(), batch.support, loss_fn, self.extractor)
 
-    def look(self, learner: Learner, state: State, batch: TaskBatch, direction: Direction) -> Look:
-        """The look-ahead over a step on `batch` at `state`; without graphs once one could not be made."""
-        loss_fn = loss_for(self.loss_fn, batch)
+    def look(
+        self, learner: Learner, step: Marked, direction: Direction, loss: LossFn | None
+    ) -> Look:
+        """The look-ahead over a step; without graphs once one could not be made."""
+        batch, loss_fn = step.batch, loss_for(loss, step.batch)
         engine = learner.check(batch.support, loss_fn, batch.query)
-        args = (learner, state, batch, direction, loss_fn, self.extractor)
+        args = (learner, step.state, batch, direction, loss_fn, self.extractor)
         try:
             return look(looking_engine(self.kind, engine, learner), *args)
         except NotCompilable as error:

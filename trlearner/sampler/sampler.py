@@ -15,6 +15,7 @@ from trlearner.learners.protocol import Learner
 from trlearner.sampler.check import check_batch, check_settings, check_tasks
 from trlearner.sampler.draw import floored, systematic
 from trlearner.sampler.itinerary import Itinerary
+from trlearner.types import LossFn
 
 
 class TaskSampler(Sampler[list[Hashable]], abc.ABC):
@@ -31,6 +32,7 @@ class TaskSampler(Sampler[list[Hashable]], abc.ABC):
             draws on average.
         batches: In an epoch; by default as many as there are tasks for.
         generator: Draws everything; by default one seeded like torch, apart from the global stream.
+        loss_fn: For one task; ``None`` goes by the targets, and becomes the loss of a `TRLearner`.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class TaskSampler(Sampler[list[Hashable]], abc.ABC):
         importance: bool,
         batches: int | None,
         generator: torch.Generator | None,
+        loss_fn: LossFn | None = None,
     ) -> None:
         check_settings(warmup, floor, batches)
         check_tasks(task_ids, batch_size)
@@ -50,6 +53,7 @@ class TaskSampler(Sampler[list[Hashable]], abc.ABC):
         self.batch_size, self.warmup, self.floor = batch_size, warmup, floor
         self.importance, self.batches = importance, batches
         self.generator = generator or torch.Generator().manual_seed(torch.initial_seed())
+        self.loss_fn: LossFn | None = loss_fn
         self.updates = 0
         self._place = {name: i for i, name in enumerate(self.task_ids or ())}
         self._way = Itinerary(len(self._place), batch_size or 0, self.generator)
@@ -97,8 +101,12 @@ class TaskSampler(Sampler[list[Hashable]], abc.ABC):
             )
         self.settle()
         if self._weights is None:
-            logits = self.logits().new_zeros(len(self.task_ids)) if self.warming else self.logits()
-            self._weights = floored(logits.double(), self.floor, 1 / self.batch_size)
+            tasks = len(self.task_ids)
+            self._weights = (
+                torch.full((tasks,), 1 / tasks, dtype=torch.float64)
+                if self.warming
+                else floored(self.logits().double(), self.floor, 1 / self.batch_size)
+            )
         return self._weights
 
     @property
