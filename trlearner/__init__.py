@@ -22,6 +22,12 @@ from trlearner.monitor.plot import plot_relations
 from trlearner.output import Output
 from trlearner.regularizer import TRLearner
 from trlearner.relation import TaskRelation, relation_matrix
+from trlearner.sampler.adaptive import AdaptiveTaskSampler
+from trlearner.sampler.hard import HardTaskSampler
+from trlearner.sampler.lookahead import lookahead
+from trlearner.sampler.registry import Evidence, register_score
+from trlearner.sampler.sampler import TaskSampler
+from trlearner.sampler.uniform import UniformTaskSampler
 from trlearner.samples import Samples
 from trlearner.seam import InnerLoop
 
@@ -29,11 +35,14 @@ __all__ = [
     "ANIL",
     "MAML",
     "Adapted",
+    "AdaptiveTaskSampler",
     "Diagnosis",
     "Encoder",
+    "Evidence",
     "Finding",
     "FunctionEncoder",
     "GradientLearner",
+    "HardTaskSampler",
     "InnerLoop",
     "InputEncoder",
     "LabelledEncoder",
@@ -47,10 +56,14 @@ __all__ = [
     "TRLearner",
     "TaskBatch",
     "TaskRelation",
+    "TaskSampler",
+    "UniformTaskSampler",
     "UpdateEncoder",
     "doctor",
     "hungarian",
+    "lookahead",
     "plot_relations",
+    "register_score",
     "relation_consistency",
     "relation_matrix",
     "relation_weights",

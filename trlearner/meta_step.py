@@ -18,12 +18,14 @@ from trlearner.consistency import (
     nearest,
     relation_weights,
 )
+from trlearner.encoders.extractor import HasExtractor
 from trlearner.encoders.protocol import Encoder, HasPrototypes, embed_tasks
 from trlearner.functional import pure_call, take, tensors
 from trlearner.learners.protocol import Learner
 from trlearner.options import Align
 from trlearner.output import Draws, Output, Term
 from trlearner.relation import relation_matrix
+from trlearner.sampler.select import Select, select_samples
 from trlearner.samples import Samples
 from trlearner.seam import Engine
 from trlearner.types import Fast, LossFn, State
@@ -43,6 +45,7 @@ class Settings(Protocol):
     align: Align
     top_k: int | None
     chunk_size: int | None
+    select: Select | None
 
 
 def meta_step(
@@ -68,7 +71,8 @@ def meta_step(
     fast = engine.adapt(learner, state, features, support, loss_fn, learner.steps)
     asked = engine.embed(learner, state, query.x, query.mask)
     predictions = engine.predict(learner, state, fast, asked, query.mask)
-    own = engine.loss(loss_fn, predictions, query.y, query.mask).mean()
+    losses = engine.loss(loss_fn, predictions, query.y, query.mask)
+    own = losses.mean() if draws.task_weights is None else (draws.task_weights * losses).sum()
     seen = predictions.detach()
     if not draws.related:
         return Output(own, own.detach(), torch.zeros_like(own).detach(), seen, engine.name)
@@ -99,7 +103,8 @@ def relation_term(
         asked: What ``engine.embed`` made of the queries.
         draws: As in `meta_step`.
     """
-    embeddings = embed_tasks(settings.encoder, engine, learner, state, batch, fast)
+    described = selected(settings, learner, state, batch)
+    embeddings = embed_tasks(settings.encoder, engine, learner, state, described, fast)
     relations = relation_matrix(embeddings, state[PREFIX + "relation.weight"])
     weights = relation_weights(
         relations, settings.normalize, temperature=draws.temperature, top_k=settings.top_k
@@ -112,6 +117,18 @@ def relation_term(
     related = engine.loss(loss_fn, mixed, chosen.y, chosen.mask).mean()
     confidence = None if alignment is None else _confidence(alignment)
     return Term(related, relations, weights, embeddings, confidence)
+
+
+def selected(settings: Settings, learner: Learner, state: State, batch: TaskBatch) -> TaskBatch:
+    """The batch as the encoder sees it: with the most telling support samples only, if so chosen."""
+    encoder, support = settings.encoder, batch.support
+    if settings.select is None:
+        return batch
+    assert isinstance(encoder, HasExtractor)  # checked with the options
+    with torch.no_grad():
+        features = encoder.extractor.features(learner, state, support.x, support.mask)
+        chosen = select_samples(settings.select, features, support)
+    return batch.replace(chosen, batch.query)
 
 
 def _mixture(

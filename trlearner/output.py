@@ -43,6 +43,7 @@ class Draws:
     temperature: float | Tensor
     related: bool  # whether there is a relation term at all
     queries: Tensor | None  # [tasks, chosen]: the queries that it looks at; None for all
+    task_weights: Tensor | None = None  # [tasks]: of the own losses; None for their mean
 
 
 class Term(NamedTuple):

@@ -22,11 +22,13 @@ from trlearner.engines.graph import NotCompilable
 from trlearner.engines.tune import fastest
 from trlearner.functional import random_state, random_state_kept, set_random_state, tensors
 from trlearner.learners.protocol import Learner
-from trlearner.meta_step import PREFIX, meta_step, relation_term, state_of_loss
+from trlearner.meta_step import PREFIX, meta_step, relation_term, selected, state_of_loss
 from trlearner.options import OPTIONS, Align, check_options
 from trlearner.output import Draws, Output, Term
 from trlearner.regularized import Regularized
 from trlearner.relation import TaskRelation, relation_matrix
+from trlearner.sampler.sampler import TaskSampler
+from trlearner.sampler.select import Select
 from trlearner.samples import Samples
 from trlearner.seam import Engine
 from trlearner.types import LossFn, State
@@ -80,6 +82,10 @@ class TRLearner(nn.Module):
         preset: ``"paper"`` takes the formulas literally: the plain quotient, values, no alignment.
         planned_steps: How many meta-steps are to come, if you know: engines ``"auto"`` and ``"tune"``
             compile where that pays, from about 5,000 on.
+        select: The encoder sees only the most telling of a task's support samples: a share of them
+            (``0.5``), a number (``5``), or those at ``select(features, support)``.
+        sampler: Is told of every step that trains, and weighs the tasks' losses where that is its way. It
+            is saved apart, with its own `state_dict`.
         generator: Draws the queries, and its seed the heads' noise; by default one seeded like torch,
             apart from the global stream.
 
@@ -113,6 +119,8 @@ class TRLearner(nn.Module):
         chunk_size: int | None = None,
         preset: Literal["paper"] | None = None,
         planned_steps: int | None = None,
+        select: Select | None = None,
+        sampler: TaskSampler | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -140,9 +148,13 @@ class TRLearner(nn.Module):
         self.queries = queries
         self.chunk_size = chunk_size
         self.planned_steps = planned_steps
+        self.select = select
+        self.sampler = sampler
         self.monitor: Monitor | None = None
         self._warned: set[str] = set()
         self.check_options()
+        if sampler is not None:
+            self._adopt(sampler)
 
     def forward(self, learner: Learner, batch: TaskBatch) -> Output:
         """One regularized meta-step, ready for ``out.loss.backward()``.
@@ -166,14 +178,20 @@ class TRLearner(nn.Module):
         if related:
             state |= self._prepared(learner, batch)
         chosen = self._draw_queries(batch.query) if related else None
-        draws = Draws(self.lam, self.temperature, related, chosen)
+        draws = Draws(
+            self.lam, self.temperature, related, chosen, self._task_weights(learner, batch)
+        )
         if learner.engine == "tune" and not settled(learner):
             engine = self._tune(learner, state, batch, draws)
         monitor = self._watching()
-        if monitor is None:
-            return self._run_somehow(engine, learner, state, batch, draws)
-        random = random_state()
+        random = None if monitor is None else random_state()
         out = self._run_somehow(engine, learner, state, batch, draws)
+        if not (self.training and torch.is_grad_enabled()):
+            return out
+        if self.sampler is not None:
+            self.sampler.watch(learner, batch)
+        if monitor is None or random is None:
+            return out
 
         def own_loss() -> Tensor:
             with random_state_kept(batch.query.x):
@@ -202,7 +220,8 @@ class TRLearner(nn.Module):
             state = learner.state() | self._prepared(learner, batch)
             features = engine.embed(learner, state, support.x, support.mask)
             fast = engine.adapt(learner, state, features, support, self.loss_fn, learner.steps)
-            embeddings = embed_tasks(self.encoder, engine, learner, state, batch, fast)
+            telling = selected(self, learner, state, batch)
+            embeddings = embed_tasks(self.encoder, engine, learner, state, telling, fast)
             return relation_matrix(embeddings, self.relation.weight)
 
     def _watching(self) -> Monitor | None:
@@ -307,6 +326,12 @@ class TRLearner(nn.Module):
         settings = guard.settings(used) if isinstance(used, nn.Module) else used
         return compiled.run(step, self, engine, learner, state, batch, draws, settings)
 
+    def _task_weights(self, learner: Learner, batch: TaskBatch) -> Tensor | None:
+        """Of the tasks' own losses in a step that trains; ``None`` for their mean."""
+        if self.sampler is None or not torch.is_grad_enabled() or not self.sampler.weighs:
+            return None
+        return self.sampler.weigh(learner, batch)
+
     def _tune(self, learner: Learner, state: State, batch: TaskBatch, draws: Draws) -> Engine:
         """Times the engines on this batch and settles for the fastest."""
         trained = [t for t in state.values() if t.requires_grad]
@@ -374,6 +399,16 @@ class TRLearner(nn.Module):
                 "in a batch of two tasks each is the other's only neighbour: all weights are 1 and "
                 "the relations learn nothing. Use three tasks or more."
             )
+
+    def _adopt(self, sampler: TaskSampler) -> None:
+        """A sampler that was told no loss judges tasks by this one."""
+        if not isinstance(sampler, TaskSampler):
+            raise TypeError(
+                f"sampler must be a task sampler such as tr.AdaptiveTaskSampler(), got "
+                f"{type(sampler).__name__}."
+            )
+        if sampler.loss_fn is None:
+            sampler.loss_fn = self.loss_fn
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -98,6 +100,13 @@ class Extractor(nn.Module):
                     "InputEncoder(learner.model.features, dim=64)."
                 )
         return local
+
+
+@runtime_checkable
+class HasExtractor(Protocol):
+    """An encoder that describes a task by features of its samples."""
+
+    extractor: Extractor
 
 
 OWN = "regularizer.encoder.extractor.own."

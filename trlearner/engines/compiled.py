@@ -111,6 +111,39 @@ def adapt(
     return _graph(function, learner, engine, learner, inputs, support, facts)(inputs)
 
 
+def evaluate(
+    function: Callable[[State, TaskBatch, dict[str, Tensor]], dict[str, Tensor]],
+    engine: Engine,
+    learner: nn.Module,
+    state: State,
+    batch: TaskBatch,
+    more: dict[str, Tensor],
+    facts: dict[str, Hashable],
+) -> dict[str, Tensor]:
+    """``function(state, batch, more)`` from a graph, without gradients; masked sizes are rounded up.
+
+    Args:
+        function: Pure; what it returns has no graph.
+        engine: `ENGINE` or `TRACED`.
+        learner: Whose graphs they are.
+        state: By name.
+        batch: The tasks.
+        more: Further tensors by name.
+        facts: What else the function depends on.
+    """
+    batch, _ = _rounded(batch, Draws(0.0, 1.0, False, None))
+    inputs = {STATE + name: tensor for name, tensor in state.items()} | more
+    inputs |= _parts("support", batch.support) | _parts("query", batch.query)
+
+    def flat(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        support, query = (_samples(part, given, batch.ways) for part in ("support", "query"))
+        tasks = batch.replace(support, query)
+        return function(_state(given), tasks, {name: given[name] for name in more})
+
+    with torch.no_grad():
+        return _graph(flat, learner, engine, learner, inputs, batch.support, facts)(inputs)
+
+
 OUTPUTS = tuple(field.name for field in fields(Output) if field.name != "engine")
 STATE = "state."
 
@@ -161,14 +194,16 @@ def _flatten(state: State, batch: TaskBatch, draws: Draws) -> dict[str, Tensor]:
             found[name] = torch.tensor(getattr(draws, name), dtype=dtype, device=query.device)
     if draws.queries is not None:
         found["chosen queries"] = draws.queries
+    if draws.task_weights is not None:
+        found["task weights"] = draws.task_weights
     return found
 
 
 def _unflatten(batch: TaskBatch, draws: Draws, given: dict[str, Tensor]) -> tuple[TaskBatch, Draws]:
     support, query = (_samples(part, given, batch.ways) for part in ("support", "query"))
     lam, temperature = given.get("lam", draws.lam), given.get("temperature", draws.temperature)
-    queries = given.get("chosen queries")
-    return batch.replace(support, query), Draws(lam, temperature, draws.related, queries)
+    queries, weights = given.get("chosen queries"), given.get("task weights")
+    return batch.replace(support, query), Draws(lam, temperature, draws.related, queries, weights)
 
 
 def _parts(name: str, samples: Samples) -> dict[str, Tensor]:

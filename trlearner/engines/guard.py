@@ -14,7 +14,7 @@ from trlearner.warn import warn
 Key = tuple[tuple[str, Hashable], ...]
 IRRELEVANT = ("lam", "temperature", "planned_steps", "monitor")
 """Settings that no graph depends on: λ and the temperature are inputs of it."""
-PURPOSE = ("engine", "gradients", "relation term")
+PURPOSE = ("engine", "gradients", "relation term", "purpose")
 """Facts by which graphs differ on purpose: training and validation have one each."""
 PLAIN = (bool, int, float, str, type(None), enum.Enum, torch.dtype, torch.device)
 

@@ -1,0 +1,1 @@
+"""Which tasks to train on next, and which samples tell a task apart."""

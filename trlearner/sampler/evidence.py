@@ -1,0 +1,116 @@
+"""What scores are made of, taken from a task's adaptation while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trlearner.encoders.extractor import Extractor
+from trlearner.learners.protocol import Learner
+from trlearner.sampler.registry import Evidence
+from trlearner.sampler.scores import difficulty
+from trlearner.samples import Samples
+from trlearner.seam import Engine, Gradients, InnerLoop
+from trlearner.types import Fast, LossFn, State
+
+NORM = "support gradient's norm"
+"""Where `Watched` puts it among what adapts."""
+
+
+class Watched:
+    """A learner whose adaptation also tells the norm of its first gradient; nothing is computed twice."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+
+    def state(self) -> State:
+        """The learner's."""
+        return self.learner.state()
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The learner's."""
+        return self.learner.modules()
+
+    def embed(self, state: State, x: Tensor) -> Tensor:
+        """As the learner does it."""
+        return self.learner.embed(state, x)
+
+    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+        """As the learner does it."""
+        return self.learner.predict(state, {n: t for n, t in fast.items() if n != NORM}, features)
+
+    def couples_samples(self) -> bool:
+        """Whether the learner does."""
+        return self.learner.couples_samples()
+
+    def inner(self, state: State, loop: InnerLoop) -> Fast:
+        """As the learner does it, with `NORM` beside what adapted."""
+        norms: list[Tensor] = []
+
+        def gradient(fast: Fast, first_order: bool) -> Gradients:
+            found = loop.gradient(fast, first_order)
+            if not norms:
+                there = {n: g.detach() for n, g in found.items() if g is not None}
+                norms.append(loop.lift(_norm)(there))
+            return found
+
+        fast = self.learner.inner(state, replace(loop, gradient=gradient))
+        if not norms:
+            norms.append(
+                loop.lift(lambda h: h.new_zeros((), dtype=torch.get_default_dtype()))(loop.features)
+            )
+        return {**fast, NORM: norms[0]}
+
+
+def _norm(gradients: dict[str, Tensor]) -> Tensor:
+    return difficulty({n: g[None] for n, g in gradients.items()})[0]
+
+
+def support_features(
+    extractor: Extractor | None, engine: Engine, learner: Any, state: State, support: Samples
+) -> Tensor:
+    """``[tasks, samples, features]``, without a graph: the extractor's, or else what the learner embeds.
+
+    Args:
+        extractor: May be a part of the learner's model.
+        engine: Runs the tasks.
+        learner: Whose functions are run.
+        state: Its parameters and buffers.
+        support: The tasks' samples.
+    """
+    with torch.no_grad():
+        if extractor is not None:
+            return extractor.features(learner, state, support.x, support.mask)
+        found = engine.embed(learner, state, support.x, support.mask)
+    found = found.flatten(2) if found.ndim > 2 else found[..., None]
+    return found if found.is_floating_point() else found.to(torch.get_default_dtype())
+
+
+def gather(
+    engine: Engine,
+    learner: Learner,
+    state: State,
+    support: Samples,
+    loss_fn: LossFn,
+    extractor: Extractor | None,
+) -> Evidence:
+    """The evidence of tasks that nothing else is adapted to: one inner step, no graph.
+
+    Args:
+        engine: Runs the tasks.
+        learner: Adapts.
+        state: Its parameters and buffers.
+        support: The tasks' samples.
+        loss_fn: For one task.
+        extractor: As in `support_features`.
+    """
+    with torch.no_grad():
+        seen = support_features(extractor, engine, learner, state, support)
+        features = engine.embed(learner, state, support.x, support.mask)
+        steps = min(1, learner.steps)
+        fast = engine.adapt(Watched(learner), state, features, support, loss_fn, steps)
+    return Evidence(seen, support.y, support.mask, support.ways, fast[NORM])

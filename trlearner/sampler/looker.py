@@ -1,0 +1,71 @@
+"""Looks ahead and scores tasks with one learner after another, on engines that can."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from trlearner.batch import TaskBatch
+from trlearner.encoders.extractor import Extractor
+from trlearner.engines.graph import NotCompilable
+from trlearner.functional import random_state_kept
+from trlearner.learners.protocol import Learner
+from trlearner.sampler.check import check_kind
+from trlearner.sampler.evidence import gather
+from trlearner.sampler.look import (
+    KINDS,
+    Look,
+    eager_engine,
+    held_out_gradient,
+    look,
+    looking_engine,
+)
+from trlearner.sampler.lookahead import Direction
+from trlearner.sampler.loss import loss_for
+from trlearner.sampler.marked import Marked
+from trlearner.sampler.registry import Evidence
+from trlearner.types import LossFn
+from trlearner.warn import warn
+
+
+class Looker:
+    """What an adaptive sampler sees of tasks.
+
+    Args:
+        kind: The engine for look-aheads; see `looking_engine`.
+        extractor: As in `support_features`.
+    """
+
+    def __init__(self, kind: str, extractor: Extractor | None) -> None:
+        check_kind(kind, KINDS)
+        self.kind, self.extractor = kind, extractor
+
+    def gradient(
+        self, learner: Learner, batch: TaskBatch, loss: LossFn | None
+    ) -> dict[str, Tensor]:
+        """Of the batch's mean loss, where the learner stands."""
+        loss_fn = loss_for(loss, batch)
+        engine = learner.check(batch.support, loss_fn, batch.query)
+        return held_out_gradient(engine, learner, batch, loss_fn)
+
+    def evidence(self, learner: Learner, batch: TaskBatch, loss: LossFn | None) -> Evidence:
+        """What scores are made of, where the learner stands."""
+        loss_fn = loss_for(loss, batch)
+        engine = eager_engine(learner.check(batch.support, loss_fn))
+        with random_state_kept(batch.support.x):
+            return gather(engine, learner, learner.state(), batch.support, loss_fn, self.extractor)
+
+    def look(
+        self, learner: Learner, step: Marked, direction: Direction, loss: LossFn | None
+    ) -> Look:
+        """The look-ahead over a step; without graphs once one could not be made."""
+        batch, loss_fn = step.batch, loss_for(loss, step.batch)
+        engine = learner.check(batch.support, loss_fn, batch.query)
+        args = (learner, step.state, batch, direction, loss_fn, self.extractor)
+        try:
+            return look(looking_engine(self.kind, engine, learner), *args)
+        except NotCompilable as error:
+            if self.kind != "auto":
+                raise
+            self.kind = "eager"
+            warn(f"the task sampler goes on without graphs, for {error}")
+            return look(eager_engine(engine), *args)
