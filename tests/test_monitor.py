@@ -322,14 +322,13 @@ def test_called_by_hand_after_a_step() -> None:
 def test_a_samplers_summary_is_drawn() -> None:
     learner, reg = parts()
     reg.monitor = tr.RelationMonitor(writer := Memory(), every=1)
-
-    class Sampler:
-        def summary(self) -> dict[str, torch.Tensor]:
-            return {"entropy": torch.tensor(0.5), "draws": torch.tensor([1.0, 2.0])}
-
-    reg.__dict__["sampler"] = Sampler()
+    reg.sampler = tr.AdaptiveTaskSampler(list("abcdef"), batch_size=4)
     reg(learner, named(contracts.regression_batch()))
-    assert writer.curves["sampler/entropy"] == [(0, 0.5)]
+    summary = reg.sampler.summary()
+    numbers = {name for name, value in summary.items() if value.ndim == 0}
+    assert numbers
+    for name in numbers:
+        assert writer.curves[f"sampler/{name}"] == [(0, summary[name].item())]
     assert "sampler/draws" not in writer.curves  # a histogram, which this writer has not
 
 
