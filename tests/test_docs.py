@@ -34,7 +34,9 @@ def learners() -> dict:
     return names
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/doctor.md", "docs/learners.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/doctor.md", "docs/learners.md", "docs/sampler.md"]
+)
 def test_code_blocks_run(page: str, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": "__main__"}
