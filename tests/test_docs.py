@@ -36,7 +36,8 @@ def learners() -> dict:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/doctor.md", "docs/learners.md", "docs/monitor.md"]
+    "page",
+    ["README.md", "docs/doctor.md", "docs/learners.md", "docs/monitor.md", "docs/sampler.md"],
 )
 def test_code_blocks_run(page: str, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)

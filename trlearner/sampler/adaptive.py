@@ -78,7 +78,7 @@ class AdaptiveTaskSampler(TaskSampler):
         held_out: TaskBatch | Callable[[], TaskBatch] | None = None,
         share: float | None = None,
         importance: bool = False,
-        decay: float = 0.2,
+        decay: float = 0.1,
         lr: float = 0.02,
         hidden: int = 16,
         engine: str = "auto",

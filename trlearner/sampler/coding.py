@@ -71,7 +71,7 @@ def coding_rates(
     with torch.autocast(rows.device.type, enabled=False):
         gram = scale[..., None, None] * _gram(rows, groups)
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        rate = torch.linalg.cholesky(eye + gram).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        rate = torch.linalg.cholesky_ex(eye + gram).L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return count * rate if literal else rate
 
 
@@ -96,11 +96,11 @@ def leverage(
         if rows.shape[1] <= rows.shape[2]:
             gram = scale * (rows @ rows.mT)
             eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-            root = torch.linalg.cholesky(eye + gram)
+            root = torch.linalg.cholesky_ex(eye + gram).L
             return 1 - torch.cholesky_inverse(root).diagonal(dim1=-2, dim2=-1)
         gram = scale * (rows.mT @ rows)
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        root = torch.linalg.cholesky(eye + gram)
+        root = torch.linalg.cholesky_ex(eye + gram).L
         solved = torch.linalg.solve_triangular(root, rows.mT, upper=False)
         return scale[..., 0] * solved.square().sum(1)
 

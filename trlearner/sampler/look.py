@@ -121,16 +121,15 @@ def held_out_gradient(
 def looking_engine(kind: str, engine: Engine, learner: Learner) -> Engine:
     """The engine for look-aheads of a learner that trains on `engine`.
 
-    ``"auto"`` replays a trace where a step consists of many small operations, which is half as much work
-    for Python; a graph is compiled only where the step is, too.
+    ``"auto"`` replays a trace, or runs a compiled graph where the step does, where a step is many small
+    operations: that halves the work that is Python's. Where models convolve a graph would save next to
+    nothing and take minutes to make.
     """
-    if kind == "eager":
+    if kind == "eager" or (kind == "auto" and convolves(learner)):
         return eager_engine(engine)
     if kind in compiled.NAMES:
         return ENGINES[kind]
-    if engine.name == "batched" and not convolves(learner):
-        return compiled.TRACED
-    return eager_engine(engine) if engine.name not in compiled.NAMES else engine
+    return compiled.TRACED if engine.name == "batched" else _graph_or_eager(engine)
 
 
 def eager_engine(engine: Engine) -> Engine:
@@ -143,3 +142,7 @@ def eager_engine(engine: Engine) -> Engine:
 def convolves(learner: Learner) -> bool:
     """Whether arithmetic outweighs the number of operations."""
     return any(isinstance(module, _ConvNd) for module in learner.modules())
+
+
+def _graph_or_eager(engine: Engine) -> Engine:
+    return engine if engine.name in compiled.NAMES else eager_engine(engine)

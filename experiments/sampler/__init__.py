@@ -1,0 +1,1 @@
+"""Whether the task sampler finds what was planted, and what it costs."""

@@ -1,0 +1,92 @@
+"""The network learns what scores foretell, and is believed only as far as they do."""
+
+import pytest
+import torch
+from trlearner.experiments.sampler.table import cost_table, planted_table
+
+from trlearner.sampler.network import Trainer, objective, pulls, trust
+
+
+def trainer() -> Trainer:
+    return Trainer(2, 16, lr=0.02, decay=0.1, generator=torch.Generator().manual_seed(0))
+
+
+def fed(signal: float, looks: int = 150) -> tuple[Trainer, torch.Tensor]:
+    """After look-aheads whose effects follow the first score, and noise."""
+    made, g = trainer(), torch.Generator().manual_seed(1)
+    weights = torch.full((8,), 1 / 8)
+    for _ in range(looks):
+        scores = torch.randn(8, 2, generator=g)
+        made.learn(scores, signal * scores[:, 0] + torch.randn(8, generator=g), weights)
+    return made, torch.tensor([[1.5, 0.0], [-1.5, 0.0]])
+
+
+def test_it_finds_a_score_that_foretells() -> None:
+    made, ends = fed(signal=1.0)
+    assert made.trust > 0.5
+    bad, good = made.logits(ends)
+    assert good - bad > 1
+
+
+def test_noise_is_not_believed() -> None:
+    made, ends = fed(signal=0.0)
+    assert made.trust < 0.2
+    assert made.logits(ends).abs().max() < 0.3
+
+
+def test_the_pull_is_the_gradient_along_logits() -> None:
+    """Of sum_i w_i c_i, with w the softmax of the logits, in units of the spread."""
+    logits = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    effects = torch.randn(5, dtype=torch.float64)
+    weights = logits.softmax(0)
+    (wanted,) = torch.autograd.grad((weights * effects).sum(), logits)
+    weights = weights.detach()
+    spread = (effects - (weights * effects).sum()).square().mean().sqrt()
+    assert torch.allclose(pulls(effects, weights) * spread, wanted, atol=1e-12)
+
+
+def test_effects_that_are_alike_or_broken_pull_nowhere() -> None:
+    weights = torch.full((3,), 1 / 3)
+    assert (pulls(torch.ones(3), weights).abs() < 1e-6).all()
+    assert (pulls(torch.tensor([1.0, torch.nan, 2.0]), weights) == 0).all()
+
+
+def test_at_rest_logits_are_effects_over_decay() -> None:
+    pull = torch.tensor([[-0.3, 0.1, 0.2]]) / 3
+    logits = torch.zeros(1, 3, requires_grad=True)
+    optimizer = torch.optim.SGD([logits], lr=1.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        objective(logits, pull, 0.5).backward()
+        optimizer.step()
+    assert torch.allclose(logits.detach(), -3 * pull / 0.5, atol=1e-5)
+
+
+def test_trust_needs_some_steps() -> None:
+    assert trust(torch.ones(3), torch.ones(3), 0.1) == 0.0
+
+
+def test_tables_pair_by_seed() -> None:
+    runs = [
+        {"set": "s", "arm": arm, "seed": seed, "test_loss": seed + loss, "ratio": ratio}
+        for arm, loss, ratio in (
+            ("uniform", 1.0, 1.0),
+            ("hard", 1.0, 2.0),
+            ("adaptive", 0.5, 1.0),
+            ("adaptive, held out", 0.5, 0.25),
+        )
+        for seed in range(3)
+    ]
+    text = planted_table(runs)
+    assert "| s | adaptive, held out | 1.500 ± 2.484 | -0.500 ± 0.000 | 0.25 |" in text
+    cost = {"net": "n", "engine": "e", "tasks": 4, "held_out": False, "without": 2.0}
+    text = cost_table([{**cost, "with_sampler": 2.2, "added": 0.1}])
+    assert "| n | e | 4 | the next batch | 2.00 | 2.20 | 10 % |" in text
+
+
+@pytest.mark.slow
+def test_shuffled_labels_lose_weight() -> None:
+    from trlearner.experiments.sampler.compare import Settings, run
+
+    found = run("shuffled labels", "adaptive, held out", 0, Settings())
+    assert found["ratio"] < 0.75  # one seed; the study has the interval
