@@ -6,6 +6,7 @@ import copy
 import datetime
 import os
 import pathlib
+import signal
 import socket
 import sys
 import traceback
@@ -24,7 +25,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 
 import contracts
 import trlearner as tr
-from trlearner.distributed import sync_gradients
+from trlearner.distributed import guarded, own_tasks, sync_gradients
 
 Case = Callable[[int, int], Any]
 
@@ -166,7 +167,10 @@ class Problem:
             if not self.ddp:
                 sync_gradients(learner, reg)
             pairs = {n: (getattr(out, n), getattr(one, n)) for n in LOOKS}
-            pairs["predictions"] = out.predictions, one.predictions[first : first + len(out.predictions)]
+            pairs["predictions"] = (
+                out.predictions,
+                one.predictions[first : first + len(out.predictions)],
+            )
             if self.sizes != "equal":
                 pairs.pop("predictions")
             for i, module in enumerate((learner, reg)):
@@ -195,3 +199,51 @@ LOOKS = (
     "embeddings",
     "alignment_confidence",
 )
+
+
+# ---- a training run that can be killed and resumed --------------------------------------------
+
+
+def train(
+    rank: int, size: int, port: int, folder: str, steps: int, ends: str, how: str, timeout: float
+) -> None:
+    """Trains; with `ends` "kill" or "stop", rank 1 ends or falls asleep in the middle of step 8."""
+    warnings.simplefilter("error")
+    join(rank, size, port, timeout)
+    path = pathlib.Path(folder) / "checkpoint.pt"
+    problem = Problem([2, 1, 0][:size], "maml", "batched", options={"queries": 0.5})
+    learner, reg = problem.made()
+    optimizer = torch.optim.Adam([*learner.parameters(), *reg.parameters()], lr=0.01)
+    start = 0
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        start = saved["step"]
+        for name, thing in (("learner", learner), ("reg", reg), ("optimizer", optimizer)):
+            thing.load_state_dict(saved[name])
+    step = tr.MetaStep(learner, reg)
+    run = DistributedDataParallel(step) if how == "ddp" else step
+    print(f"rank {rank} starts at step {start}", flush=True)
+    with guarded():
+        for number in range(start, steps):
+            whole = contracts.regression_batch(seed=number, tasks=3)
+            optimizer.zero_grad()
+            out = run(own_tasks(whole))
+            if number == 8 and rank == 1 and ends:
+                os.kill(os.getpid(), signal.SIGKILL if ends == "kill" else signal.SIGSTOP)
+            out.loss.backward()
+            if how != "ddp":
+                sync_gradients(learner, reg)
+            optimizer.step()
+            if rank == 0 and (number + 1) % 3 == 0:
+                state = {"learner": learner, "reg": reg, "optimizer": optimizer}
+                saved = {name: thing.state_dict() for name, thing in state.items()}
+                torch.save({"step": number + 1, **saved}, path.with_suffix(".new"))
+                path.with_suffix(".new").replace(path)
+    if rank == 0:
+        torch.save([p.detach() for p in optimizer.param_groups[0]["params"]], f"{folder}/end.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _, *words = sys.argv
+    train(*map(int, words[:3]), words[3], int(words[4]), words[5], words[6], float(words[7]))
