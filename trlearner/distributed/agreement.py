@@ -169,8 +169,9 @@ def agree(
     own = [int(failed), *(number for kind in kinds for number in _encoded(kind)), *facts]
     row = torch.tensor([own], dtype=torch.int64, device=ranks.device)
     rows = gather_rows(ranks, row, [1] * ranks.size, "headers").tolist()
-    if not failed:
-        check_none_failed(ranks, [one[0] for one in rows])
+    if failed:
+        return [], []  # it has an error of its own to raise
+    check_none_failed(ranks, [one[0] for one in rows])
     busy = [r for r, count in enumerate(counts) if count]
     width = AXES + 4
     found: list[Kind | None] = []

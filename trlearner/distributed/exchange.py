@@ -71,7 +71,8 @@ class _Gate(Function):
         ctx.fill = fill
         ctx.kinds = [(p.shape, p.dtype, p.device) for p in parameters]
         zero = torch.zeros((), dtype=parameters[0].dtype, device=parameters[0].device)
-        return zero, *(p.view_as(p) for p in parameters)
+        # Not copies, so that a change between forward and backward is noticed.
+        return zero, *(p.detach() for p in parameters)
 
     @staticmethod
     @once_differentiable
