@@ -1,6 +1,6 @@
-"""MAML with TRLearner on several processes, from a checkpoint if there is one.
+"""MAML with TRLearner on several processes; run again after a failure, it goes on from its checkpoint.
 
-``torchrun --nproc-per-node 2 --max-restarts 3 -m trlearner.integrations.examples.distributed``
+``torchrun --nproc-per-node 2 -m trlearner.integrations.examples.distributed``
 """
 
 import argparse

@@ -60,5 +60,5 @@ def _lost(what: str, error: RuntimeError) -> LostRank:
         f"{who}{what} failed, so another rank has ended or is stuck: it was killed, ran out of memory, "
         "raised an error of its own, or takes another number of steps. This rank cannot go on without "
         "it. Look for the first error in the other ranks' output, let all ranks end, and start all of "
-        f"them again from the last checkpoint (torchrun --max-restarts=3 does so). Backend: {said}"
+        f"them again from the last checkpoint. Backend: {said}"
     )
