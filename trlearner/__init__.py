@@ -3,6 +3,7 @@
 from trlearner.align import hungarian, sinkhorn
 from trlearner.batch import TaskBatch
 from trlearner.consistency import relation_consistency, relation_weights
+from trlearner.distributed.step import MetaStep
 from trlearner.doctor.examine import doctor
 from trlearner.doctor.finding import Diagnosis, Finding
 from trlearner.encoders.function import FunctionEncoder
@@ -48,6 +49,7 @@ __all__ = [
     "LabelledEncoder",
     "Learner",
     "MetaSGD",
+    "MetaStep",
     "Output",
     "ProtoNet",
     "RelationMonitor",

@@ -14,13 +14,18 @@ ITERATIONS = 20
 
 
 def similarity(
-    prototypes: Float[Tensor, "tasks classes features"],
+    prototypes: Float[Tensor, "tasks classes features"], models: slice = slice(None)
 ) -> Float[Tensor, "models tasks classes classes"]:
-    """Cosines of class prototypes: class c of task i with class c' of task j at ``[j, i, c, c']``."""
+    """Cosines of class prototypes: class c of task i with class c' of task j at ``[j, i, c, c']``.
+
+    Args:
+        prototypes: Mean features of each task's classes.
+        models: Which of the tasks stand for j; by default all.
+    """
     units = prototypes * torch.rsqrt(prototypes.square().sum(-1, keepdim=True) + EPSILON**2)
     return einsum(
         units,
-        units,
+        units[models],
         "tasks classes features, models theirs features -> models tasks classes theirs",
     )
 
@@ -29,6 +34,7 @@ def sinkhorn(
     prototypes: Float[Tensor, "tasks classes features"],
     temperature: float = TEMPERATURE,
     iterations: int = ITERATIONS,
+    models: slice = slice(None),
 ) -> Float[Tensor, "models tasks classes classes"]:
     """Soft one-to-one matching of class prototypes, differentiable.
 
@@ -39,6 +45,7 @@ def sinkhorn(
         prototypes: Mean features of each task's classes.
         temperature: Lower is harder.
         iterations: Of both normalizations.
+        models: Whose classes are matched; by default those of all tasks.
 
     Example:
         >>> two = torch.eye(2)
@@ -46,7 +53,7 @@ def sinkhorn(
         tensor([[0., 1.],
                 [1., 0.]])
     """
-    logs = similarity(prototypes) / temperature
+    logs = similarity(prototypes, models) / temperature
     for _ in range(iterations):
         logs = logs - logs.logsumexp(-1, keepdim=True)
         logs = logs - logs.logsumexp(-2, keepdim=True)
@@ -54,9 +61,13 @@ def sinkhorn(
 
 
 def hungarian(
-    prototypes: Float[Tensor, "tasks classes features"],
+    prototypes: Float[Tensor, "tasks classes features"], models: slice = slice(None)
 ) -> Float[Tensor, "models tasks classes classes"]:
     """The one-to-one matching of largest total cosine; a permutation, without a gradient.
+
+    Args:
+        prototypes: Mean features of each task's classes.
+        models: Whose classes are matched; by default those of all tasks.
 
     Raises:
         ImportError: SciPy is not installed.
@@ -73,9 +84,9 @@ def hungarian(
         raise ImportError(
             "align='hungarian' needs SciPy: pip install scipy. Or use align='sinkhorn'."
         ) from error
-    cosines = similarity(prototypes).detach()
+    cosines = similarity(prototypes, models).detach()
     matching = torch.zeros_like(cosines)
-    for j, i in torch.cartesian_prod(*[torch.arange(len(prototypes))] * 2).tolist():
+    for j, i in torch.cartesian_prod(*map(torch.arange, cosines.shape[:2])).tolist():
         rows, columns = linear_sum_assignment(cosines[j, i].cpu().numpy(), maximize=True)
         matching[j, i, rows, columns] = 1
     return matching

@@ -66,7 +66,7 @@ def meta_step(
         batch: The tasks.
         draws: λ, the temperature and the random choices.
     """
-    support, query, loss_fn = batch.support, batch.query, _loss(settings.loss_fn, state)
+    support, query, loss_fn = batch.support, batch.query, loss_in(settings.loss_fn, state)
     features = engine.embed(learner, state, support.x, support.mask)
     fast = engine.adapt(learner, state, features, support, loss_fn, learner.steps)
     asked = engine.embed(learner, state, query.x, query.mask)
@@ -113,7 +113,7 @@ def relation_term(
     mixed, chosen = _mixture(
         settings, engine, learner, state, batch, fast, asked, relations, weights, alignment, draws
     )
-    loss_fn = _loss(settings.loss_fn, state)
+    loss_fn = loss_in(settings.loss_fn, state)
     related = engine.loss(loss_fn, mixed, chosen.y, chosen.mask).mean()
     confidence = None if alignment is None else _confidence(alignment)
     return Term(related, relations, weights, embeddings, confidence)
@@ -196,7 +196,7 @@ def state_of_loss(loss_fn: LossFn) -> dict[str, Tensor]:
     return {PREFIX + "loss_fn." + name: t for name, t in tensors(loss_fn).items()}
 
 
-def _loss(loss_fn: LossFn, state: State) -> LossFn:
+def loss_in(loss_fn: LossFn, state: State) -> LossFn:
     """`loss_fn`, with what it holds taken from the state."""
     prefix = PREFIX + "loss_fn."
     own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}

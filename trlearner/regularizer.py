@@ -163,7 +163,7 @@ class TRLearner(nn.Module):
             ValueError: Naming what about the options, the batch or the model does not fit.
         """
         self.check_options()
-        self._check_call(learner, batch)
+        self.check_call(learner, batch)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 copy: Output = self(
@@ -176,7 +176,7 @@ class TRLearner(nn.Module):
         state = learner.state() | state_of_loss(self.loss_fn)
         related = self.lam != 0 and len(batch) > 1
         if related:
-            state |= self._prepared(learner, batch)
+            state |= self.prepared(learner, batch)
         chosen = self._draw_queries(batch.query) if related else None
         draws = Draws(
             self.lam, self.temperature, related, chosen, self._task_weights(learner, batch)
@@ -217,7 +217,7 @@ class TRLearner(nn.Module):
             engine, support = learner.check(batch.support, self.loss_fn), batch.support
             if engine.name in compiled.NAMES:
                 engine = ENGINES["batched"]  # for a look now and then, a graph does not pay
-            state = learner.state() | self._prepared(learner, batch)
+            state = learner.state() | self.prepared(learner, batch)
             features = engine.embed(learner, state, support.x, support.mask)
             fast = engine.adapt(learner, state, features, support, self.loss_fn, learner.steps)
             telling = selected(self, learner, state, batch)
@@ -241,7 +241,7 @@ class TRLearner(nn.Module):
             warn(f"engine={learner.engine!r} goes on with 'batched', for {error}")
             return self._run(ENGINES["batched"], learner, state, batch, draws)
 
-    def _prepared(self, learner: Learner, batch: TaskBatch) -> dict[str, Tensor]:
+    def prepared(self, learner: Learner, batch: TaskBatch) -> dict[str, Tensor]:
         """This module's part of the state, once the encoder is fit for the batch."""
         self.encoder.prepare(learner, batch)
         for part in self.encoder.modules():
@@ -307,7 +307,7 @@ class TRLearner(nn.Module):
 
     def term_of(self, learner: Learner, engine: Engine, batch: TaskBatch) -> Term:
         """The relation term of models that were adapted elsewhere; `collect` calls it."""
-        state = state_of_loss(self.loss_fn) | self._prepared(learner, batch)
+        state = state_of_loss(self.loss_fn) | self.prepared(learner, batch)
         mixture_kind(self.mixture, batch.query.y, self.normalize)
         draws = Draws(self.lam, self.temperature, True, self._draw_queries(batch.query))
         fast = {"model": torch.arange(len(batch))}
@@ -351,15 +351,21 @@ class TRLearner(nn.Module):
 
     def _draw_queries(self, query: Samples) -> Tensor | None:
         """Which queries of each task to use ``[tasks, chosen]``, real ones first."""
-        tasks, total = query.x.shape[:2]
-        count = math.ceil(self.queries * total)
-        if count == total:
+        keys = self.query_keys(*query.x.shape[:2])
+        return None if keys is None else self.choose_queries(keys, query)
+
+    def query_keys(self, tasks: int, total: int) -> Tensor | None:
+        """A random number for each query ``[tasks, queries]``; ``None`` where all are used."""
+        if math.ceil(self.queries * total) == total:
             return None
-        device = self.generator.device
-        keys = torch.rand(tasks, total, generator=self.generator, device=device).to(query.x.device)
+        return torch.rand(tasks, total, generator=self.generator, device=self.generator.device)
+
+    def choose_queries(self, keys: Tensor, query: Samples) -> Tensor:
+        """The queries with the lowest keys ``[tasks, chosen]``, real ones first."""
+        keys = keys.to(query.x.device)
         if query.mask is not None:
             keys = torch.where(query.mask, keys, 2.0)
-        return keys.argsort(1)[:, :count]
+        return keys.argsort(1)[:, : math.ceil(self.queries * query.x.shape[1])]
 
     def check_options(self) -> None:
         """Refuse options that make no sense; they may have been set anew.
@@ -369,7 +375,18 @@ class TRLearner(nn.Module):
         """
         check_options(**{name: getattr(self, name) for name in OPTIONS}, encoder=self.encoder)
 
-    def _check_call(self, learner: Learner, batch: TaskBatch) -> None:
+    def check_call(self, learner: Learner, batch: TaskBatch, tasks: int | None = None) -> None:
+        """Refuse what is no learner or no batch, or does not go with the options.
+
+        Args:
+            learner: What was given for it.
+            batch: What was given for it.
+            tasks: How many there are in all, where the batch is one rank's share.
+
+        Raises:
+            TypeError: Naming what is of a wrong kind.
+            ValueError: Naming what does not fit.
+        """
         if not isinstance(learner, Learner):
             raise TypeError(
                 f"learner must be a trlearner Learner such as tr.MAML(model), got "
@@ -392,9 +409,10 @@ class TRLearner(nn.Module):
             raise ValueError(
                 f"align={self.align!r} needs the number of classes: build TaskBatch(..., ways=5)."
             )
-        if len(batch) == 1:
+        tasks = len(batch) if tasks is None else tasks
+        if tasks == 1:
             self._warn("a batch of one task has no neighbours: its relation loss is 0.")
-        if len(batch) == 2:
+        if tasks == 2:
             self._warn(
                 "in a batch of two tasks each is the other's only neighbour: all weights are 1 and "
                 "the relations learn nothing. Use three tasks or more."
