@@ -63,6 +63,7 @@ def make_regularizer(
         lam=config.lam,
         loss_fn=problem.loss_fn,
         normalize=config.normalize,
+        mixture=config.mixture,
         temperature=config.temperature,
         align=problem.align if config.align == "auto" else config.align,
         top_k=config.top_k,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 FORMAT = 1
 """Raised when results of older code are not to be mixed with new ones."""
+
+ADDED = ("mixture",)
+"""Settings that came later: at their default, a run is what it was without them, and so is its name."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Config:
         dim: Width of a task embedding.
         heads: Heads of the relation layer.
         normalize: As in `trlearner.TRLearner`.
+        mixture: As there.
         temperature: Of the softmax.
         align: As there; ``auto`` is the problem's own.
         top_k: As there.
@@ -67,6 +71,7 @@ class Config:
     dim: int = 32
     heads: int = 4
     normalize: Literal["sum", "softmax", "quotient"] = "sum"
+    mixture: Literal["auto", "values", "logits"] = "auto"
     temperature: float = 0.1
     align: Literal["auto", "none", "sinkhorn"] = "auto"
     top_k: int | None = None
@@ -81,7 +86,10 @@ class Config:
 
     def hash(self) -> str:
         """Twelve hexadecimal digits that tell this run from every other."""
-        text = json.dumps({"format": FORMAT, **self.record()}, sort_keys=True)
+        usual = {one.name: one.default for one in fields(self)}
+        record = self.record()
+        told = {n: v for n, v in record.items() if n not in ADDED or v != usual[n]}
+        text = json.dumps({"format": FORMAT, **told}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def record(self) -> dict[str, Any]:

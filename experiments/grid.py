@@ -14,6 +14,7 @@ RELATION = (
     "dim",
     "heads",
     "normalize",
+    "mixture",
     "temperature",
     "align",
     "top_k",

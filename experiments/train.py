@@ -191,6 +191,7 @@ def run(
             now.load(stored)
         _train(now, folder, watch or (lambda step, note: None))
         result = now.result()
+    checkpoint.save(folder / "weights.pt", now.best["weights"])
     checkpoint.write_json(folder / "timing.json", _timing(now.seconds, now.engine))
     checkpoint.write_json(done, result)
     (folder / "checkpoint.pt").unlink(missing_ok=True)

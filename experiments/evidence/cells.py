@@ -1,0 +1,146 @@
+"""The cells of the evidence table: which learner on which problem, and what is run for each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from trlearner.experiments.config import Config
+from trlearner.experiments.presets.preset import config_of
+
+TUNING_SEED = 1000
+"""Never one of the table."""
+
+PAPER = {"lam": 0.1, "normalize": "quotient", "mixture": "values", "align": "none"}
+"""The formulas of arXiv 2409.08474 to the letter; its λ is not known to us, this is our default."""
+
+TERMS = ({"normalize": "softmax", "lam": 0.03}, {"normalize": "softmax", "lam": 0.3})
+"""What is tried for the relation term where it is tuned; elsewhere it is what lies between."""
+
+UNTUNED = {"normalize": "softmax", "lam": 0.1}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A learner on a problem.
+
+    Attributes:
+        name: Of the row.
+        problem: As in `Config`.
+        learner: As there.
+        settings: Whatever else differs from the problem's preset.
+        rates: What the learner alone is tuned over; with one only, nothing is tuned.
+        seeds: How many the table has.
+        remembered: How many training tasks a memory has.
+        samples: Of each of them.
+        engine: As the learner's.
+    """
+
+    name: str
+    problem: str
+    learner: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    rates: tuple[dict[str, Any], ...] = ({},)
+    seeds: int = 3
+    remembered: int = 480
+    samples: int = 100
+    engine: str = "auto"
+
+    @property
+    def tuned(self) -> bool:
+        """Whether anything is."""
+        return len(self.rates) > 1
+
+    def rate_candidates(self) -> list[Config]:
+        """What is tried for the learner alone."""
+        settings = {**self.settings, "learner": self.learner, "lam": 0.0, "seed": TUNING_SEED}
+        alone = config_of(self.problem, **settings)
+        return [replace(alone, **one) for one in self.rates]
+
+    def term_candidates(self, root: Path) -> list[Config]:
+        """What is tried for the relation term, once the learner alone has been tuned."""
+        alone = best(self.rate_candidates(), root)
+        return [replace(alone, **one) for one in TERMS]
+
+    def arms(self, root: Path, seed: int) -> dict[str, Config]:
+        """What the table compares: the learner alone, the paper's term and the tuned one."""
+        if self.tuned:
+            alone = best(self.rate_candidates(), root)
+            term = best(self.term_candidates(root), root)
+        else:
+            [alone] = self.rate_candidates()
+            term = replace(alone, **UNTUNED)
+        arms = {"alone": alone, "paper": replace(alone, **PAPER), "term": term}
+        return {name: replace(config, seed=seed) for name, config in arms.items()}
+
+
+def best(configs: Sequence[Config], root: Path) -> Config:
+    """The one with the best validation.
+
+    Raises:
+        ValueError: One has not been run.
+    """
+    if len(configs) == 1:
+        return configs[0]
+    return min(configs, key=lambda config: validation(root / config.problem / config.hash()))
+
+
+def validation(folder: Path) -> float:
+    """The best that a run had; the less, the better."""
+    try:
+        result = json.loads((folder / "result.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} has no result yet: run the stages before this one.") from None
+    sign = 1 if result["better"] == "lower" else -1
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    scores = [next(iter(line["validation"][result["metric"]].values())) for line in lines]
+    return min((sign * s for s in scores if s is not None), default=float("inf"))
+
+
+CURVES: dict[str, Any] = {"steps": 4000, "validate_every": 400, "test_tasks": 1000}
+RATES = (
+    {"inner_lr": 0.01, "outer_lr": 1e-3},
+    {"inner_lr": 0.01, "outer_lr": 3e-3},
+    {"inner_lr": 0.03, "outer_lr": 1e-3},
+)
+
+CELLS = (
+    *(
+        Cell(
+            f"{problem}, {learner}",
+            f"regression/{problem}",
+            learner,
+            CURVES,
+            RATES,
+            seeds=5,
+            engine="compiled",
+        )
+        for problem in ("sinusoid", "harmonic", "families")
+        for learner in ("maml", "anil", "metasgd", "tnet")
+    ),
+    *(
+        Cell(
+            f"Omniglot {shots}-shot, {learner}",
+            "images/omniglot",
+            learner,
+            {"shots": shots},
+            remembered=100,
+            samples=15,
+        )
+        for shots in (1, 5)
+        for learner in ("anil", "protonet")
+    ),
+    Cell("assays, anil", "drugs/simpd", "anil", remembered=65, samples=100),
+    Cell(
+        "assays, fomaml",
+        "drugs/simpd",
+        "fomaml",
+        {"tasks": 8, "steps": 500},
+        remembered=65,
+        samples=100,
+    ),
+    Cell("pose, fomaml", "pose/procedural", "fomaml", remembered=50, samples=60, engine="batched"),
+)

@@ -1,0 +1,78 @@
+"""Raw numbers of the runs, in a form that can be kept: one file for each cell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trlearner.experiments import checkpoint
+from trlearner.experiments.config import Config
+from trlearner.experiments.evidence.cells import Cell, validation
+
+DIGITS = 5
+
+
+def collect(cells: Sequence[Cell], root: Path, out: Path) -> None:
+    """Writes ``OUT/NAME.json`` for every cell of which anything was run."""
+    for cell in cells:
+        try:
+            runs = list(_runs(cell, root))
+        except ValueError:  # not tuned yet
+            continue
+        if runs:
+            out.mkdir(parents=True, exist_ok=True)
+            name = cell.name.replace(", ", "-").replace(" ", "-").lower()
+            record = {
+                "cell": cell.name,
+                "seeds": cell.seeds,
+                "runs": runs,
+                "tuning": _tuning(cell, root),
+            }
+            checkpoint.write_json(out / f"{name}.json", record)
+
+
+def _runs(cell: Cell, root: Path) -> Sequence[dict[str, Any]]:
+    found = []
+    for seed in range(cell.seeds):
+        for arm, config in cell.arms(root, seed).items():
+            folder = root / config.problem / config.hash()
+            if (folder / "result.json").exists():
+                found.append({"arm": arm, "seed": seed, **_numbers(config, folder)})
+    return found
+
+
+def _numbers(config: Config, folder: Path) -> dict[str, Any]:
+    """Every test task's score, without and with a memory."""
+    result = json.loads((folder / "result.json").read_text())
+    metric = result["metric"]
+    timing = json.loads((folder / "timing.json").read_text())
+    own = result["test"][str(config.inner_steps)][metric]["tasks"]
+    recalled = folder / "recall.json"
+    memory: Mapping[str, Any] = json.loads(recalled.read_text()) if recalled.exists() else {}
+    return {
+        "config": config.record(),
+        "metric": metric,
+        "better": result["better"],
+        "trivial": result["trivial"]["test"],
+        "seconds_per_step": timing["seconds_per_step"],
+        "tasks": _short(own),
+        "memory": {name: memory[name] for name in ("steps", "share", "temperature") if memory},
+        "tasks_with_memory": _short(memory["test"][metric]["tasks"]) if memory else None,
+    }
+
+
+def _tuning(cell: Cell, root: Path) -> Any:
+    """What was tried, and what came of it on validation tasks."""
+    if not cell.tuned:
+        return []
+    tried = []
+    for config in [*cell.rate_candidates(), *cell.term_candidates(root)]:
+        folder = root / config.problem / config.hash()
+        tried.append({"config": config.record(), "validation": validation(folder)})
+    return tried
+
+
+def _short(values: Sequence[float | None]) -> list[float | None]:
+    return [None if v is None else float(f"{v:.{DIGITS}g}") for v in values]

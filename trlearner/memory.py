@@ -1,0 +1,365 @@
+"""`TaskMemory`: adapted models of earlier tasks have a say in predictions for new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trlearner.batch import TaskBatch
+from trlearner.consistency import mix, mixture_kind
+from trlearner.engines import compiled
+from trlearner.engines.choose import ENGINES
+from trlearner.learners.adapted import Adapted
+from trlearner.learners.protocol import Learner
+from trlearner.samples import Samples
+from trlearner.seam import Engine
+from trlearner.types import Fast, LossFn
+
+TEMPERATURES = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""What `TaskMemory.tune` tries, in units of the learner's own loss."""
+
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Likewise, beside 0."""
+
+
+class TaskMemory:
+    """Predicts with a mixture of a task's own adapted model and those of earlier tasks.
+
+    ``P_i = (1 - share) f_i(X_i) + share * sum_j w_ij f_j(X_i)``, where j runs over remembered tasks
+    and ``w_ij = softmax_j(-loss(f_j, support of i) / temperature)``: whoever explains the few labels
+    of a new task has a say in its answers. Class logits are mixed as probabilities.
+
+    It is for a learner that has been trained: what is remembered is worth nothing to other weights, so
+    their change is an error. Give it the training tasks with all of their samples, then validation tasks,
+    on which `tune` finds share and temperature; where the others do not help, the share is 0 and
+    the answers are the learner's own. Tasks must share what outputs mean: class c of one task must be
+    class c of another.
+
+    Args:
+        learner: Adapts, and has adapted to what is remembered.
+        loss_fn: ``(predictions [samples, ...], targets [samples, ...]) -> scalar``, for one task.
+        share: Of the remembered models in the answer, from 0 to 1; `tune` sets it.
+        temperature: Of their weights; `tune` sets it.
+        top_k: So many models that explain a task best have a say.
+        chunk_size: So many models are asked at once.
+
+    Example:
+        >>> import trlearner as tr
+        >>> def lines(tasks):
+        ...     x, slope = torch.rand(tasks, 15, 1), torch.rand(tasks, 1, 1)
+        ...     return tr.TaskBatch((x[:, :5], slope * x[:, :5]), (x[:, 5:], slope * x[:, 5:]))
+        >>> learner = tr.MAML(nn.Linear(1, 1), lr=0.1, steps=2)  # and train it
+        >>> memory = tr.TaskMemory(learner)
+        >>> memory.remember(lines(50), steps=20)
+        >>> len(memory)
+        50
+        >>> tuned = memory.tune(lines(20))
+        >>> tuned.loss <= tuned.alone
+        True
+        >>> new = lines(4)
+        >>> memory.adapt(new.support)(new.query.x).shape
+        torch.Size([4, 10, 1])
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        loss_fn: LossFn = nn.functional.mse_loss,
+        *,
+        share: float = 0.5,
+        temperature: float = 0.1,
+        top_k: int = 30,
+        chunk_size: int = 64,
+    ) -> None:
+        if not isinstance(learner, Learner):
+            raise TypeError(
+                f"learner must be a trlearner Learner such as tr.MAML(model), got "
+                f"{type(learner).__name__}."
+            )
+        for name, value in (("top_k", top_k), ("chunk_size", chunk_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        self.learner = learner
+        self.loss_fn = loss_fn
+        self.share = share
+        self.temperature = temperature
+        self.top_k = top_k
+        self.chunk_size = chunk_size
+        self._fast: Fast = {}
+        self._state: dict[str, Tensor] = {}
+        self.check_options()
+
+    def __len__(self) -> int:
+        return len(next(iter(self._fast.values()))) if self._fast else 0
+
+    def check_options(self) -> None:
+        """Refuse a share or a temperature that makes no sense; they may have been set anew.
+
+        Raises:
+            ValueError: Naming it, what it was and what it may be.
+        """
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share must be from 0 (own model only) to 1, got {self.share!r}.")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature!r}.")
+
+    @torch.no_grad()
+    def remember(
+        self, tasks: TaskBatch | Samples | tuple[Tensor, Tensor], *, steps: int | None = None
+    ) -> None:
+        """Adapts to tasks and keeps the adapted models.
+
+        Args:
+            tasks: Known tasks: of a `TaskBatch`, support and queries alike are learned from.
+            steps: Inner steps; more than the learner's own pay where tasks have many samples.
+        """
+        self._check_unchanged()
+        samples = _known(tasks)
+        adapted = self.learner.adapt(samples, self.loss_fn, steps=steps)
+        kept = {name: t.detach().clone() for name, t in adapted.fast.items()}
+        broken = ~torch.stack([t.flatten(1).isfinite().all(1) for t in kept.values()]).all(0)
+        if broken.any():
+            raise ValueError(
+                f"adapting to {int(broken.sum())} of {len(broken)} tasks with steps={steps} gave values "
+                "that are not finite. Take fewer steps, or the learner's own (steps=None)."
+            )
+        if not self._fast:
+            self._state = {name: t.detach().clone() for name, t in self.learner.state().items()}
+            self._fast = kept
+        else:
+            self._fast = {name: torch.cat([t, kept[name]]) for name, t in self._fast.items()}
+
+    def forget(self) -> None:
+        """Empties the memory, e.g. because the learner was trained on."""
+        self._fast, self._state = {}, {}
+
+    @torch.no_grad()
+    def adapt(
+        self,
+        support: Samples | tuple[Tensor, Tensor],
+        loss_fn: LossFn | None = None,
+        *,
+        steps: int | None = None,
+    ) -> Recalled:
+        """The learner's adapted models of new tasks, and who else has a say.
+
+        Args:
+            support: As of `Learner.adapt`.
+            loss_fn: There for who calls learners and memories alike; must be the memory's own.
+            steps: Inner steps on the new tasks.
+        """
+        self.check_options()
+        if loss_fn is not None and loss_fn is not self.loss_fn:
+            raise ValueError(
+                f"loss_fn must be the one that the memory was made with, {self.loss_fn}, got {loss_fn}."
+            )
+        samples = support if isinstance(support, Samples) else Samples(*support)
+        own = self.learner.adapt(samples, self.loss_fn, steps=steps)
+        if self.share == 0:
+            nobody = samples.x.new_zeros(len(samples), 0)
+            return Recalled(self, own, "values", nobody, nobody.long())
+        kind = mixture_kind("auto", samples.y, "softmax")
+        losses = self._explain(samples)
+        return Recalled(self, own, kind, *self._weigh(losses, self.temperature))
+
+    @torch.no_grad()
+    def tune(self, tasks: TaskBatch) -> Tuned:
+        """Sets share and temperature to those with the least loss on the queries of these tasks.
+
+        The share is 0 unless the others lower the loss by more than two standard errors of the paired
+        differences over tasks.
+
+        Args:
+            tasks: Validation tasks: neither remembered ones, nor those of a test.
+        """
+        support, query = tasks.support, tasks.query
+        own = self.learner.adapt(support, self.loss_fn)
+        engine = _eager(own.runner)
+        kind = mixture_kind("auto", query.y, "softmax")
+
+        def losses_of(predictions: Tensor) -> Tensor:
+            return engine.loss(self.loss_fn, predictions, query.y, query.mask).double()
+
+        predicted = own(query)
+        alone = losses_of(predicted)
+        unit = float(alone.mean())
+        explained = self._explain(support)
+        who = self._weigh(explained, 1.0)[1]
+        others = self._ask(query, who)
+        best, self.share = alone, 0.0
+        for temperature in (unit * t for t in TEMPERATURES):
+            weights, _ = self._weigh(explained, temperature)
+            for share in SHARES:
+                losses = losses_of(_together(predicted, others, weights, share, kind))
+                if losses.mean() < best.mean():
+                    best, self.share, self.temperature = losses, share, temperature
+        gain = alone - best
+        error = gain.std() / len(gain) ** 0.5
+        if not gain.mean() > 2 * error:
+            best, self.share = alone, 0.0
+        return Tuned(self.share, self.temperature, float(best.mean()), unit)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The learner's."""
+        return self.learner.parameters()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was remembered and tuned; apart from the learner, which is saved by itself."""
+        return {
+            "fast": dict(self._fast),
+            "state": dict(self._state),
+            "share": self.share,
+            "temperature": self.temperature,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replaces what is remembered by what `state_dict` returned.
+
+        Raises:
+            ValueError: The learner's weights are not those that it was remembered with.
+        """
+        before = self.state_dict()
+        device = next(iter(self.learner.state().values())).device
+        self._fast = {name: t.to(device) for name, t in state["fast"].items()}
+        self._state = {name: t.to(device) for name, t in state["state"].items()}
+        self.share, self.temperature = state["share"], state["temperature"]
+        try:
+            self._check_unchanged()
+        except ValueError:
+            self.load_state_dict(before)
+            raise
+
+    def _explain(self, support: Samples) -> Tensor:
+        """Each remembered model's loss on each task's support ``[models, tasks]``."""
+        if not self._fast:
+            raise ValueError("the memory is empty. Call memory.remember(training_tasks) first.")
+        self._check_unchanged()
+        state = self._state
+        engine = _eager(self.learner.check(support, self.loss_fn))
+        features = engine.embed(self.learner, state, support.x, support.mask)
+        losses = []
+        for first in range(0, len(self), self.chunk_size):
+            some = {n: t[first : first + self.chunk_size] for n, t in self._fast.items()}
+            said = engine.cross(self.learner, state, some, features, support.mask, None)
+            losses.append(_losses(engine, self.loss_fn, said, support))
+        return torch.cat(losses)
+
+    def _weigh(self, losses: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Weights of the models that explain each task best, and which they are ``[tasks, top_k]``."""
+        losses = torch.where(losses.isfinite(), losses, torch.inf)
+        least, who = (-losses.T).topk(min(self.top_k, len(losses)), dim=1)
+        return (least / temperature).softmax(1).nan_to_num(0.0), who
+
+    def _ask(self, query: Samples, who: Tensor) -> Tensor:
+        """What some models ``[tasks, top_k]`` say of each task's queries ``[top_k, tasks, queries, ...]``."""
+        state = self._state
+        engine = _eager(self.learner.check(query, self.loss_fn))
+        features = engine.embed(self.learner, state, query.x, query.mask)
+        said = [
+            engine.cross(self.learner, state, self._fast, features, query.mask, row[None])
+            for row in who.T.contiguous()
+        ]
+        return torch.cat(said)
+
+    def _check_unchanged(self) -> None:
+        if not self._state:
+            return
+        now = self.learner.state()
+        changed = [n for n, t in self._state.items() if n not in now or not torch.equal(t, now[n])]
+        if changed:
+            raise ValueError(
+                f"the learner's {changed[0]!r} is not what it was when tasks were remembered, so their "
+                "adapted models are of no use to it. Call memory.forget(), and remember them again."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Recalled:
+    """Adapted models of new tasks, in whose answers remembered ones have a say; call it as `Adapted`.
+
+    Attributes:
+        memory: Where they are remembered.
+        own: The learner's own adapted models.
+        kind: What is mixed.
+        weights: Of remembered models in each task's answers ``[tasks, top_k]``; rows sum to 1.
+        models: Which these are ``[tasks, top_k]``, in the order in which they were remembered.
+    """
+
+    memory: TaskMemory
+    own: Adapted
+    kind: Any
+    weights: Tensor
+    models: Tensor
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor | Samples, mask: Tensor | None = None) -> Tensor:
+        """Predictions ``[tasks, queries, *outputs]``; see `Adapted`."""
+        own = self.own(x, mask)
+        if not self.weights.shape[1]:
+            return own
+        query = x if isinstance(x, Samples) else Samples.unchecked(x, own, mask, None)
+        others = self.memory._ask(query, self.models)
+        return _together(own, others, self.weights, self.memory.share, self.kind)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `TaskMemory.tune` found.
+
+    Attributes:
+        share: Of the remembered models.
+        temperature: Of their weights.
+        loss: With these, on the tasks' queries.
+        alone: The learner's own.
+    """
+
+    share: float
+    temperature: float
+    loss: float
+    alone: float
+
+
+def _together(own: Tensor, others: Tensor, weights: Tensor, share: float, kind: Any) -> Tensor:
+    """``(1 - share)`` of the own models' answers, and of the others' what remains."""
+    ones = torch.full_like(weights[:, :1], 1 - share)
+    return mix(torch.cat([own[None], others]), torch.cat([ones, share * weights], 1), kind)
+
+
+def _losses(engine: Engine, loss_fn: LossFn, said: Tensor, support: Samples) -> Tensor:
+    """``[models, tasks]`` from ``[models, tasks, samples, ...]``."""
+    models = len(said)
+
+    def all_models(t: Tensor) -> Tensor:
+        return t.expand(models, *t.shape).flatten(0, 1)
+
+    mask = None if support.mask is None else all_models(support.mask)
+    flat = engine.loss(loss_fn, said.flatten(0, 1), all_models(support.y), mask)
+    return flat.reshape(models, len(support))
+
+
+def _known(tasks: TaskBatch | Samples | tuple[Tensor, Tensor]) -> Samples:
+    """All samples of known tasks."""
+    if isinstance(tasks, Samples):
+        return tasks
+    if not isinstance(tasks, TaskBatch):
+        return Samples(*tasks)
+    s, q = tasks.support, tasks.query
+    mask = None
+    if s.mask is not None or q.mask is not None:
+        mask = torch.cat([_mask(s), _mask(q)], 1)
+    return Samples.unchecked(torch.cat([s.x, q.x], 1), torch.cat([s.y, q.y], 1), mask, s.ways)
+
+
+def _mask(samples: Samples) -> Tensor:
+    if samples.mask is not None:
+        return samples.mask
+    return torch.ones(samples.x.shape[:2], dtype=torch.bool, device=samples.x.device)
+
+
+def _eager(engine: Engine) -> Engine:
+    """Graphs are compiled for batches of one size."""
+    return ENGINES["batched"] if engine.name in compiled.NAMES else engine
