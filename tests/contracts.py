@@ -116,7 +116,7 @@ def truth(
 ) -> Truth:
     """The regularized meta-loss of one of our learners on a `Net`, by loops."""
     params = dict(made.model.named_parameters())
-    adapt_task, predict, g = _learner_by_formula(name, made, params, reg.loss_fn, first_order)
+    adapt_task, predict, g = learner_by_formula(name, made, params, reg.loss_fn, first_order)
     encoder = reg.encoder
     if isinstance(encoder, tr.InputEncoder):
 
@@ -159,7 +159,7 @@ def labelled_embedding(
     return reference.labelled_classification_embedding(g, weights, x, y, ways)
 
 
-def _learner_by_formula(
+def learner_by_formula(
     name: str,
     made: tr.Learner,
     params: dict[str, Tensor],

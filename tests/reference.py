@@ -237,6 +237,36 @@ def mixture(
     return torch.log(sum(terms)) if kind == "logits" else sum(terms)
 
 
+def recalled(
+    predict: Callable[[Any, Tensor], Tensor],
+    own: Any,
+    others: Sequence[Any],
+    support: Pair,
+    x: Tensor,
+    loss_fn: Loss,
+    share: float,
+    temperature: float,
+    top_k: int,
+    kind: str,
+) -> Tensor:
+    """(1 - share) f(x) + share sum_j w_j f_j(x), w = softmax(-loss(f_j, support) / temperature).
+
+    Over the top_k others with the least loss; "logits" mixes softmax(f) and takes the logarithm.
+    """
+
+    def said(model: Any) -> Tensor:
+        f = predict(model, x)
+        return torch.softmax(f, dim=-1) if kind == "logits" else f
+
+    losses = [(loss_fn(predict(f, support[0]), support[1]).item(), j) for j, f in enumerate(others)]
+    best = sorted(losses)[:top_k]
+    parts = [math.exp(-(loss - best[0][0]) / temperature) for loss, _ in best]
+    answer = (1 - share) * said(own)
+    for part, (_, j) in zip(parts, best, strict=True):
+        answer = answer + share * part / sum(parts) * said(others[j])
+    return torch.log(answer) if kind == "logits" else answer
+
+
 def relation_loss(
     predictions: Sequence[Sequence[Tensor]],
     targets: Sequence[Tensor],

@@ -36,7 +36,7 @@ def truth(
 ) -> contracts.Truth:
     """The regularized meta-loss by the loops of `reference`."""
     params = dict(made.model.named_parameters())
-    adapt_task, predict, _ = contracts._learner_by_formula(
+    adapt_task, predict, _ = contracts.learner_by_formula(
         name, made, params, reg.loss_fn, first_order
     )
     names = reference.head_names(params) if name == "anil" else list(params)

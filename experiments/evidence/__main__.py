@@ -20,7 +20,7 @@ import torch
 from trlearner.experiments import sweep, train
 from trlearner.experiments.config import Config
 from trlearner.experiments.evidence import collect, table
-from trlearner.experiments.evidence.cells import CELLS, Cell
+from trlearner.experiments.evidence.cells import ARMS, CELLS, Cell
 from trlearner.experiments.evidence.recall import recall_all
 
 RESULTS = Path("experiments/results/evidence")
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--cells", nargs="+", default=[""], help="only those with this in the name")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="only these")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these; by default all of a cell")
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("TRLEARNER_DATA"))
     parser.add_argument(
@@ -55,27 +56,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recall_all(cells, told.runs, told.data_dir)
         return 0
     code = 0
-    for engine, configs in _runs(told.stage, cells, told.runs, told.seeds).items():
+    for engine, configs in _runs(told, cells).items():
         run = partial(train.run, data_dir=told.data_dir, engine=engine)
         code = max(code, sweep.ablate(configs, run, told.runs, sweep.How(workers=told.workers)))
     return code
 
 
-def _runs(
-    stage: str, cells: Sequence[Cell], root: Path, seeds: Sequence[int] | None
-) -> dict[str, list[Config]]:
+def _runs(told: argparse.Namespace, cells: Sequence[Cell]) -> dict[str, list[Config]]:
     """What a stage is made of, by engine; seed by seed, so that an early look sees every cell."""
     found: dict[str, list[Config]] = {}
-    if stage in ("tune", "term"):
+    if told.stage in ("tune", "term"):
         for cell in cells:
-            if cell.tuned:
-                more = cell.rate_candidates() if stage == "tune" else cell.term_candidates(root)
-                found.setdefault(cell.engine, []).extend(more)
+            if cell.tuned and told.stage == "tune":
+                found.setdefault(cell.engine, []).extend(cell.rate_candidates())
+            elif cell.tuned:
+                found.setdefault(cell.engine, []).extend(cell.term_candidates(told.runs))
         return found
     for seed in range(max(cell.seeds for cell in cells)):
         for cell in cells:
-            if seed < cell.seeds and (seeds is None or seed in seeds):
-                found.setdefault(cell.engine, []).extend(cell.arms(root, seed).values())
+            if seed < cell.seeds and (told.seeds is None or seed in told.seeds):
+                for arm in told.arms:
+                    config = cell.arm(arm, told.runs, seed)
+                    found.setdefault(cell.engine, []).append(config)
     return found
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from trlearner.experiments.config import Config
 from trlearner.experiments.presets.preset import config_of
+
+ARMS = ("alone", "paper", "term")
 
 TUNING_SEED = 1000
 """Never one of the table."""
@@ -65,16 +68,31 @@ class Cell:
         alone = best(self.rate_candidates(), root)
         return [replace(alone, **one) for one in TERMS]
 
-    def arms(self, root: Path, seed: int) -> dict[str, Config]:
-        """What the table compares: the learner alone, the paper's term and the tuned one."""
-        if self.tuned:
-            alone = best(self.rate_candidates(), root)
-            term = best(self.term_candidates(root), root)
-        else:
-            [alone] = self.rate_candidates()
-            term = replace(alone, **UNTUNED)
-        arms = {"alone": alone, "paper": replace(alone, **PAPER), "term": term}
-        return {name: replace(config, seed=seed) for name, config in arms.items()}
+    def arm(self, name: str, root: Path, seed: int) -> Config:
+        """What the table compares: the learner alone, the paper's term or the tuned one.
+
+        Raises:
+            ValueError: It is tuned by runs that have not been made.
+        """
+        alone = best(self.rate_candidates(), root)
+        if name == "paper":
+            alone = replace(alone, **PAPER)
+        elif name == "term":
+            alone = (
+                best(self.term_candidates(root), root) if self.tuned else replace(alone, **UNTUNED)
+            )
+        return replace(alone, seed=seed)
+
+    def done(self, root: Path) -> Iterator[tuple[str, int, Config, Path]]:
+        """Arm, seed, config and folder of every run of the table that has ended."""
+        for seed, name in product(range(self.seeds), ARMS):
+            try:
+                config = self.arm(name, root, seed)
+            except ValueError:
+                continue
+            folder = root / config.problem / config.hash()
+            if (folder / "result.json").exists():
+                yield name, seed, config, folder
 
 
 def best(configs: Sequence[Config], root: Path) -> Config:

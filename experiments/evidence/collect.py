@@ -17,30 +17,15 @@ DIGITS = 5
 def collect(cells: Sequence[Cell], root: Path, out: Path) -> None:
     """Writes ``OUT/NAME.json`` for every cell of which anything was run."""
     for cell in cells:
-        try:
-            runs = list(_runs(cell, root))
-        except ValueError:  # not tuned yet
-            continue
+        runs = [
+            {"arm": arm, "seed": seed, **_numbers(config, folder)}
+            for arm, seed, config, folder in cell.done(root)
+        ]
         if runs:
             out.mkdir(parents=True, exist_ok=True)
             name = cell.name.replace(", ", "-").replace(" ", "-").lower()
-            record = {
-                "cell": cell.name,
-                "seeds": cell.seeds,
-                "runs": runs,
-                "tuning": _tuning(cell, root),
-            }
+            record = {"cell": cell.name, "runs": runs, "tuning": _tuning(cell, root)}
             checkpoint.write_json(out / f"{name}.json", record)
-
-
-def _runs(cell: Cell, root: Path) -> Sequence[dict[str, Any]]:
-    found = []
-    for seed in range(cell.seeds):
-        for arm, config in cell.arms(root, seed).items():
-            folder = root / config.problem / config.hash()
-            if (folder / "result.json").exists():
-                found.append({"arm": arm, "seed": seed, **_numbers(config, folder)})
-    return found
 
 
 def _numbers(config: Config, folder: Path) -> dict[str, Any]:
@@ -63,14 +48,15 @@ def _numbers(config: Config, folder: Path) -> dict[str, Any]:
     }
 
 
-def _tuning(cell: Cell, root: Path) -> Any:
+def _tuning(cell: Cell, root: Path) -> Sequence[dict[str, Any]]:
     """What was tried, and what came of it on validation tasks."""
     if not cell.tuned:
         return []
     tried = []
     for config in [*cell.rate_candidates(), *cell.term_candidates(root)]:
         folder = root / config.problem / config.hash()
-        tried.append({"config": config.record(), "validation": validation(folder)})
+        if (folder / "result.json").exists():
+            tried.append({"config": config.record(), "validation": validation(folder)})
     return tried
 
 

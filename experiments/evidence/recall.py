@@ -65,13 +65,9 @@ def recall(
 def recall_all(cells: Sequence[Cell], root: Path, data_dir: Path | None) -> None:
     """For every run of the table that is done: ``recall.json`` beside its result."""
     for cell in cells:
-        for seed in range(cell.seeds):
-            for config in cell.arms(root, seed).values():
-                folder = root / config.problem / config.hash()
-                if (folder / "recall.json").exists() or not (folder / "result.json").exists():
-                    continue
-                found = recall(
-                    config, folder / "weights.pt", cell.remembered, cell.samples, data_dir
-                )
+        for _, _, config, folder in cell.done(root):
+            if not (folder / "recall.json").exists():
+                weights = folder / "weights.pt"
+                found = recall(config, weights, cell.remembered, cell.samples, data_dir)
                 checkpoint.write_json(folder / "recall.json", found)
-                print(f"{folder}: share {found['share']}", flush=True)
+                print(f"{cell.name}: share {found['share']}", flush=True)

@@ -250,9 +250,14 @@ class RelationMonitor:
             drawn |= pictures.of_history(self.history, groups, self.step)
         for tag, picture in drawn.items():
             self.writer.add_image(tag, picture, self.step, dataformats="HWC")
-        if hasattr(self.writer, "add_histogram"):
-            for tag, values in scalars.spreads(found).items():
-                self.writer.add_histogram(tag, values, self.step)
+        for tag, values in scalars.spreads(found).items():
+            self._spread(tag, values)
+
+    def _spread(self, tag: str, values: NDArray[Any]) -> None:
+        """A histogram of what is finite, if anything is: TensorBoard refuses an empty one."""
+        values = values[np.isfinite(values)]
+        if values.size and hasattr(self.writer, "add_histogram"):
+            self.writer.add_histogram(tag, values, self.step)
 
     def _project(self, found: Mapping[str, NDArray[Any]]) -> None:
         """The latest tasks as points, with names and families."""
@@ -274,8 +279,8 @@ class RelationMonitor:
             tag = f"{scalars.GROUP}sampler/{name}"
             if value.ndim == 0:
                 self.writer.add_scalar(tag, float(value), self.step)
-            elif hasattr(self.writer, "add_histogram"):
-                self.writer.add_histogram(tag, value.cpu().numpy(), self.step)
+            else:
+                self._spread(tag, value.cpu().numpy())
 
     def _begin(self, regularizer: TRLearner, learner: Learner | None) -> None:
         """What is written once: the page of curves, and what is watched."""

@@ -1,0 +1,198 @@
+"""`TaskMemory` against the formula, and what it refuses."""
+
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+import contracts
+import reference
+import trlearner as tr
+from contracts import EAGER, LEARNERS, close
+
+EXACT = 1e-12
+OPTIONS = {"share": 0.7, "temperature": 0.4}
+
+
+def problem(name: str) -> tuple[tr.TaskBatch, tr.TaskBatch, tr.types.LossFn, str]:
+    """Known tasks, new ones, a loss and what is mixed."""
+    if name == "protonet":
+        known, new = contracts.class_batch(1, tasks=5), contracts.class_batch(2)
+        return known, new, contracts.cross_entropy, "logits"
+    return contracts.regression_batch(1, tasks=5), contracts.regression_batch(2), mse_loss, "values"
+
+
+def everything(batch: tr.TaskBatch, i: int) -> reference.Pair:
+    (sx, sy), (qx, qy) = batch.support.real(i), batch.query.real(i)
+    return torch.cat([sx, qx]), torch.cat([sy, qy])
+
+
+def memory_of(
+    learner: tr.Learner, known: tr.TaskBatch, loss_fn: tr.types.LossFn, **options: object
+) -> tr.TaskMemory:
+    memory = tr.TaskMemory(learner, loss_fn, **{**OPTIONS, **options})
+    memory.remember(known)
+    return memory
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 30])
+@pytest.mark.parametrize("engine", EAGER)
+@pytest.mark.parametrize("name", [*LEARNERS, "protonet"])
+def test_answers_are_the_formula(name: str, engine: str, top_k: int) -> None:
+    known, new, loss_fn, kind = problem(name)
+    learner = contracts.learner(name, contracts.net(), engine)
+    memory = memory_of(learner, known, loss_fn, top_k=top_k, chunk_size=2)
+    found = memory.adapt(new.support)(new.query)
+    adapt_task, predict, _ = contracts.learner_by_formula(
+        name, learner, dict(learner.model.named_parameters()), loss_fn, first_order=False
+    )
+    others = [adapt_task(everything(known, j)) for j in range(len(known))]
+    for i in range(len(new)):
+        support, (x, _) = new.support.real(i), new.query.real(i)
+        expected = reference.recalled(
+            predict,
+            adapt_task(support),
+            others,
+            support,
+            x,
+            loss_fn,
+            **OPTIONS,
+            top_k=top_k,
+            kind=kind,
+        )
+        close(found[i], expected.detach(), EXACT)
+
+
+def test_masked_samples_count_for_nothing() -> None:
+    known, new, loss_fn, _ = problem("maml")
+    learner = contracts.learner("maml", contracts.net(), "batched")
+    short = memory_of(learner, known, loss_fn).adapt((new.support.x[:, :3], new.support.y[:, :3]))
+    mask = torch.arange(new.support.x.shape[1]).expand(len(new), -1) < 3
+    masked = tr.Samples(new.support.x, new.support.y, mask)
+    padded = memory_of(learner, known, loss_fn).adapt(masked)
+    close(padded(new.query), short(new.query), EXACT)
+
+
+def test_without_a_share_answers_are_the_learners_own_to_the_last_bit() -> None:
+    known, new, loss_fn, _ = problem("maml")
+    learner = contracts.learner("maml", contracts.net(), "batched")
+    recalled = memory_of(learner, known, loss_fn, share=0.0).adapt(new.support)
+    assert torch.equal(recalled(new.query), learner.adapt(new.support, loss_fn)(new.query).detach())
+    assert recalled.weights.shape == (len(new), 0)
+
+
+def test_weights_name_whom_they_are_of() -> None:
+    """A task that is remembered explains itself best."""
+    known, _, loss_fn, _ = problem("maml")
+    learner = contracts.learner("maml", contracts.net(), "batched")
+    recalled = memory_of(learner, known, loss_fn, top_k=3, temperature=1e-3).adapt(known.query)
+    assert recalled.models[:, 0].tolist() == list(range(len(known)))
+    close(recalled.weights.sum(1), torch.ones(len(known), dtype=torch.float64), EXACT)
+
+
+def waves(tasks: int, seed: int) -> tr.TaskBatch:
+    """Two kinds of tasks only: whoever remembers them knows all."""
+    g = torch.Generator().manual_seed(seed)
+    x = 4 * torch.rand(tasks, 23, 1, generator=g) - 2
+    sign = 2.0 * (torch.arange(tasks) % 2) - 1
+    y = sign[:, None, None] * x
+    return tr.TaskBatch((x[:, :3], y[:, :3]), (x[:, 3:], y[:, 3:]))
+
+
+def test_tuning_turns_to_others_where_they_help() -> None:
+    learner = tr.MAML(nn.Linear(1, 1), lr=0.02, steps=1)
+    memory = tr.TaskMemory(learner)
+    memory.remember(waves(10, 0), steps=200)
+    tuned = memory.tune(waves(20, 1))
+    assert (memory.share, tuned.share) == (1.0, 1.0)
+    assert tuned.loss < 0.01 * tuned.alone
+    test = waves(20, 2)
+    found = mse_loss(memory.adapt(test.support, mse_loss)(test.query.x), test.query.y)
+    assert found < 0.01 * mse_loss(
+        learner.adapt(test.support, mse_loss)(test.query.x), test.query.y
+    )
+
+
+def test_tuning_leaves_others_alone_where_they_do_not() -> None:
+    """Those that are remembered lie somewhere else altogether."""
+    learner = tr.MAML(nn.Linear(1, 1), lr=0.1, steps=30)
+    memory = tr.TaskMemory(learner, share=0.9)
+    known = waves(10, 0)
+    memory.remember(
+        known.replace(*(tr.Samples(s.x, s.y + 9) for s in (known.support, known.query)))
+    )
+    tuned = memory.tune(waves(20, 1))
+    assert (memory.share, tuned.loss) == (0.0, tuned.alone)
+
+
+def test_state_goes_through_a_file_that_executes_nothing() -> None:
+    known, new, loss_fn, _ = problem("maml")
+    learner = contracts.learner("maml", contracts.net(), "batched")
+    memory = memory_of(learner, known, loss_fn)
+    file = io.BytesIO()
+    torch.save(memory.state_dict(), file)
+    file.seek(0)
+    again = tr.TaskMemory(learner, loss_fn)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    assert len(again) == len(known)
+    assert torch.equal(again.adapt(new.support)(new.query), memory.adapt(new.support)(new.query))
+
+
+def test_remembering_twice_adds() -> None:
+    known, new, loss_fn, _ = problem("maml")
+    learner = contracts.learner("maml", contracts.net(), "batched")
+    memory = tr.TaskMemory(learner, loss_fn, **OPTIONS)
+    for part in (slice(0, 2), slice(2, None)):
+        memory.remember(known[part])
+    whole = memory_of(learner, known, loss_fn)
+    close(memory.adapt(new.support)(new.query), whole.adapt(new.support)(new.query), EXACT)
+
+
+@pytest.mark.unchecked
+def test_wrong_use_is_told() -> None:
+    known, new, loss_fn, _ = problem("maml")
+    learner = contracts.learner("maml", contracts.net(), "batched")
+    memory = tr.TaskMemory(learner, loss_fn)
+    with pytest.raises(ValueError, match=r"memory is empty. Call memory.remember"):
+        memory.adapt(new.support)
+    memory.remember(known)
+    with pytest.raises(ValueError, match="loss_fn must be the one that the memory was made with"):
+        memory.adapt(new.support, contracts.cross_entropy)
+    with pytest.raises(
+        ValueError, match=r"adapting to 5 of 5 tasks with steps=500 gave values that"
+    ):
+        memory.remember(
+            tr.Samples(known.support.x, 1e300 * known.support.y),
+            steps=500,
+        )
+    assert len(memory) == 5
+    for name, value, text in (
+        ("share", 1.5, "share must be from 0"),
+        ("temperature", 0.0, "temperature must be above 0"),
+    ):
+        before = getattr(memory, name)
+        setattr(memory, name, value)
+        with pytest.raises(ValueError, match=text):
+            memory.adapt(new.support)
+        setattr(memory, name, before)
+    state = memory.state_dict()
+    next(learner.parameters()).data.add_(1.0)
+    for use in (
+        lambda: memory.adapt(new.support),
+        lambda: memory.remember(known),
+        lambda: tr.TaskMemory(learner, loss_fn).load_state_dict(state),
+    ):
+        with pytest.raises(
+            ValueError, match=r"is not what it was when tasks were remembered.*forget"
+        ):
+            use()
+    memory.forget()
+    memory.remember(known)
+    memory.adapt(new.support)
+    with pytest.raises(TypeError, match="learner must be a trlearner Learner"):
+        tr.TaskMemory(nn.Linear(1, 1))
+    for name in ("top_k", "chunk_size"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got 0"):
+            tr.TaskMemory(learner, **{name: 0})
