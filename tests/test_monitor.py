@@ -370,10 +370,11 @@ def test_relations_that_are_no_numbers_are_drawn_grey_and_stop_nothing() -> None
 def test_a_run_that_diverged_is_watched_to_its_end(tmp_path: pathlib.Path) -> None:
     """TensorBoard's own writer refuses histograms of nothing."""
     learner, reg = parts()
+    reg(learner, named(contracts.regression_batch()))  # finds its widths
+    for p in [*learner.parameters(), *reg.parameters()]:
+        p.data.fill_(math.nan)
     with SummaryWriter(str(tmp_path)) as writer:
         reg.monitor = tr.RelationMonitor(writer, every=1)
-        for p in learner.parameters():
-            p.data.fill_(math.nan)
         for _ in range(2):
             reg(learner, named(contracts.regression_batch()))
 
