@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,7 @@ class Run:
         self.optimizer = torch.optim.Adam(trained, lr=config.outer_lr)
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.step = 0
+        self.skipped = 0
         self.engine = engine  # becomes the one that ran
         self.average = _copy(self.learner.state_dict()) if config.average else {}
         self.best: dict[str, Any] = {
@@ -72,11 +74,15 @@ class Run:
         self.optimizer.zero_grad()
         out: tr.Output = self.regularizer(self.learner, batch)
         out.loss.backward()
-        if config.clip:
-            # Apart, so that the relations' own gradients do not shrink the learner's.
-            nn.utils.clip_grad_norm_(self.learner.parameters(), config.clip)
-            nn.utils.clip_grad_norm_(self.regularizer.parameters(), config.clip)
-        self.optimizer.step()
+        # Apart, so that the relations' own gradients do not shrink the learner's.
+        norms = [
+            nn.utils.clip_grad_norm_(module.parameters(), config.clip or math.inf)
+            for module in (self.learner, self.regularizer)
+        ]
+        if all(norm.isfinite() for norm in norms):
+            self.optimizer.step()
+        else:  # an inner loop that exploded once would be the end of all weights
+            self.skipped += 1
         self.step += 1
         self.engine = self.learner.engine = out.engine
         if self.average:
@@ -124,6 +130,7 @@ class Run:
             "better": metric.better,
             "best_step": self.best["step"],
             "steps": self.step,
+            "skipped": self.skipped,
             **found,
             "trivial": {s: trivial(self.problem, s, tasks, batch, device) for s in splits},
         }
@@ -139,6 +146,7 @@ class Run:
             "random": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all(),
             "step": self.step,
+            "skipped": self.skipped,
             "engine": self.engine,
             "average": self.average,
             "best": self.best,
@@ -156,7 +164,7 @@ class Run:
         torch.set_rng_state(state["random"].cpu())
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
         self.engine = self.learner.engine = state["engine"]
-        for name in ("step", "average", "best", "history", "seconds", "seen"):
+        for name in ("step", "skipped", "average", "best", "history", "seconds", "seen"):
             setattr(self, name, state[name])
 
 

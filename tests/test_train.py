@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from trlearner.experiments import train
+from trlearner.experiments.build import make_learner, make_problem
 from trlearner.experiments.config import Config
 from trlearner.experiments.data.regression import Curves
+from trlearner.experiments.evaluate import TEST_SEED, evaluate
+
+import trlearner as tr
 
 SMALL = Config(
     "regression/families",
@@ -53,7 +57,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_finished_run_is_a_folder(undisturbed: Path) -> None:
     assert sorted(p.name for p in undisturbed.iterdir()) == [
-        "config.json", "events", "metrics.jsonl", "result.json", "timing.json"
+        "config.json", "events", "metrics.jsonl", "result.json", "timing.json", "weights.pt"
     ]  # fmt: skip
     result = json.loads((undisturbed / "result.json").read_text())
     assert Config.read(result["config"]) == SMALL and result["hash"] == SMALL.hash()
@@ -67,6 +71,38 @@ def test_a_finished_run_is_a_folder(undisturbed: Path) -> None:
     assert list(scores) == [4, 8, 12]
     assert result["best_step"] == min(scores, key=scores.get)
     assert json.loads((undisturbed / "timing.json").read_text())["engine"] == "batched"
+    assert result["skipped"] == 0
+
+
+def test_the_weights_of_a_finished_run_are_those_that_were_tested(undisturbed: Path) -> None:
+    problem = make_problem(SMALL, None, "cpu")
+    learner = make_learner(SMALL, problem, "batched").eval()
+    learner.load_state_dict(torch.load(undisturbed / "weights.pt", weights_only=True))
+    found = evaluate(learner, problem, "test", SMALL.test_tasks, TEST_SEED)
+    result = json.loads((undisturbed / "result.json").read_text())
+    assert found == result["test"]["1"]
+
+
+def test_a_batch_whose_gradient_is_no_number_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = Curves.sample
+
+    def exploding(self: Curves, split: str, n: int, g: torch.Generator) -> tr.TaskBatch:
+        batch = sample(self, split, n, g)
+        if split == "train" and n == SMALL.tasks:
+            seen.append(n)
+            if len(seen) == 5:
+                broken = tr.Samples(batch.support.x, 1e30 * batch.support.y)
+                batch = batch.replace(broken, batch.query)
+        return batch
+
+    seen: list[int] = []
+    monkeypatch.setattr(Curves, "sample", exploding)
+    result = train.run(SMALL, tmp_path)
+    assert (result["skipped"], result["steps"]) == (1, 12)
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert all(w.isfinite().all() for w in weights.values())
 
 
 @pytest.mark.parametrize(
