@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from trlearner.experiments.config import Config
 from trlearner.experiments.presets.preset import DOMAINS
-from trlearner.experiments.problem import Builder, Problem, Request
+from trlearner.experiments.problem import Builder, Finite, Problem, Request
 
 import trlearner as tr
 
@@ -54,7 +54,11 @@ def make_learner(config: Config, problem: Problem, engine: str) -> tr.Learner:
 
 
 def make_regularizer(
-    config: Config, problem: Problem, learner: tr.Learner, device: str
+    config: Config,
+    problem: Problem,
+    learner: tr.Learner,
+    device: str,
+    sampler: tr.TaskSampler | None = None,
 ) -> tr.TRLearner:
     """TRLearner around the learner's own features; with ``lam=0`` it is the learner alone."""
     return tr.TRLearner(
@@ -69,15 +73,43 @@ def make_regularizer(
         top_k=config.top_k,
         queries=config.relation_queries,
         planned_steps=config.steps,
+        sampler=sampler,
         generator=torch.Generator().manual_seed(config.seed),
     )
+
+
+CANDIDATES = 4
+"""From an endless stream a sampler chooses among so many times the tasks that it keeps."""
+
+
+def make_sampler(
+    config: Config, problem: Problem, learner: tr.Learner
+) -> tr.AdaptiveTaskSampler | tr.HardTaskSampler | None:
+    """Over the training tasks where they are a finite set, else over a stream of candidates."""
+    if config.sampler == "none":
+        return None
+    names = problem.source.names if isinstance(problem.source, Finite) else None
+    generator = torch.Generator().manual_seed(config.seed)
+    if config.sampler == "hard":
+        return tr.HardTaskSampler(names, config.tasks, generator=generator)
+    return tr.AdaptiveTaskSampler(
+        names,
+        config.tasks,
+        extractor=_features(config, problem, learner.model),
+        generator=generator,
+    )
+
+
+def _features(config: Config, problem: Problem, network: nn.Module) -> nn.Module | None:
+    """The part of a network that tasks are seen through; ``None`` for inputs as they are."""
+    return network if config.learner == "protonet" else problem.features(network)
 
 
 def _encoder(config: Config, problem: Problem, network: nn.Module, device: str) -> tr.Encoder:
     kind = problem.encoder if config.encoder == "auto" else config.encoder
     if kind == "update":
         return tr.UpdateEncoder(dim=config.dim)
-    features = network if config.learner == "protonet" else problem.features(network)
+    features = _features(config, problem, network)
     with torch.random.fork_rng(), torch.no_grad():
         batch = problem.source.sample("train", 1, torch.Generator(device).manual_seed(0))
         x, y = batch.support.x[0], batch.support.y[0]

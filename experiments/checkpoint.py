@@ -28,7 +28,7 @@ def load(path: Path, config: Config, device: str) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        stored = state["config"]
+        stored = Config.read(state["config"]).record()  # with settings that came later
     except Exception:
         # torch's own text advises to execute what is in the file.
         raise ValueError(

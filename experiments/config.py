@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, Literal
 
 FORMAT = 1
 """Raised when results of older code are not to be mixed with new ones."""
 
-ADDED = ("mixture",)
-"""Settings that came later: at their default, a run is what it was without them, and so is its name."""
+LATER = {"later": True}
+"""Marks a setting that came after the first results: at its default the hash leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Config:
         test_tasks: Fixed tasks that the result is of.
         test_steps: Numbers of inner steps at test time; the learner's own where empty.
         options: What only this problem knows.
+        sampler: Which training tasks come: ``none`` draws uniformly, ``hard`` those with a high loss,
+            ``adaptive`` those that lower the next batch's.
     """
 
     problem: str
@@ -71,7 +73,7 @@ class Config:
     dim: int = 32
     heads: int = 4
     normalize: Literal["sum", "softmax", "quotient"] = "sum"
-    mixture: Literal["auto", "values", "logits"] = "auto"
+    mixture: Literal["auto", "values", "logits"] = field(default="auto", metadata=LATER)
     temperature: float = 0.1
     align: Literal["auto", "none", "sinkhorn"] = "auto"
     top_k: int | None = None
@@ -83,12 +85,12 @@ class Config:
     test_tasks: int = 600
     test_steps: tuple[int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    sampler: Literal["none", "hard", "adaptive"] = field(default="none", metadata=LATER)
 
     def hash(self) -> str:
         """Twelve hexadecimal digits that tell this run from every other."""
-        usual = {one.name: one.default for one in fields(self)}
-        record = self.record()
-        told = {n: v for n, v in record.items() if n not in ADDED or v != usual[n]}
+        unused = {one.name for one in fields(self) if _is_later_and_unused(one, self)}
+        told = {name: value for name, value in self.record().items() if name not in unused}
         text = json.dumps({"format": FORMAT, **told}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -100,3 +102,7 @@ class Config:
     def read(cls, record: dict[str, Any]) -> Config:
         """From `record`."""
         return cls(**{**record, "test_steps": tuple(record["test_steps"])})
+
+
+def _is_later_and_unused(setting: Field[Any], config: Config) -> bool:
+    return "later" in setting.metadata and getattr(config, setting.name) == setting.default

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -33,6 +33,21 @@ class Source(Protocol):
         Raises:
             ValueError: There is no such split.
         """
+
+
+@runtime_checkable
+class Finite(Protocol):
+    """A source whose training tasks can be told apart, so that a sampler can choose among them.
+
+    Attributes:
+        names: Of its training tasks, all different; ``None`` where they are an endless stream after all.
+    """
+
+    @property
+    def names(self) -> Sequence[str] | None: ...
+
+    def pick(self, names: Sequence[str], generator: torch.Generator) -> tr.TaskBatch:
+        """These training tasks, with samples that the generator draws; `ids` are the names."""
 
 
 @dataclass(frozen=True)

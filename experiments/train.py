@@ -13,14 +13,20 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from trlearner.experiments import checkpoint, interrupt
-from trlearner.experiments.build import make_learner, make_problem, make_regularizer
+from trlearner.experiments.build import (
+    CANDIDATES,
+    make_learner,
+    make_problem,
+    make_regularizer,
+    make_sampler,
+)
 from trlearner.experiments.config import Config
 from trlearner.experiments.evaluate import TEST_SEED, VALIDATION_SEED, evaluate
 from trlearner.experiments.events import Events
@@ -40,13 +46,17 @@ class Run:
         torch.manual_seed(config.seed)
         self.config, self.problem = config, problem
         self.learner = make_learner(config, problem, engine).to(device)
-        self.regularizer = make_regularizer(config, problem, self.learner, device).to(device)
+        self.sampler = make_sampler(config, problem, self.learner)
+        self.regularizer = make_regularizer(config, problem, self.learner, device, self.sampler).to(
+            device
+        )
         # Validates and tests with weights of its own, and leaves no trace in the random state.
         with torch.random.fork_rng():
             self.judge = make_learner(config, problem, "auto").to(device).eval()
         trained = [*self.learner.parameters(), *self.regularizer.parameters()]
         self.optimizer = torch.optim.Adam(trained, lr=config.outer_lr)
         self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.draws: Iterator[list[Any]] = iter(())
         self.step = 0
         self.skipped = 0
         self.engine = engine  # becomes the one that ran
@@ -70,7 +80,7 @@ class Run:
     def take_step(self) -> None:
         """One outer step on fresh tasks."""
         config = self.config
-        batch = self.problem.source.sample("train", config.tasks, self.generator)
+        batch = self._draw()
         self.optimizer.zero_grad()
         out: tr.Output = self.regularizer(self.learner, batch)
         out.loss.backward()
@@ -89,6 +99,20 @@ class Run:
             for name, value in self.learner.state_dict().items():
                 if value.is_floating_point():
                     self.average[name].lerp_(value, 1 - config.average)
+
+    def _draw(self) -> tr.TaskBatch:
+        """The training tasks of a step: uniformly drawn, or as the sampler wants them."""
+        source, tasks = self.problem.source, self.config.tasks
+        if self.sampler is None:
+            return source.sample("train", tasks, self.generator)
+        if self.sampler.task_ids is None:
+            candidates = source.sample("train", CANDIDATES * tasks, self.generator)
+            return self.sampler.reweight(candidates, self.learner)
+        names = next(self.draws, None)
+        if names is None:  # one epoch is over, or none has begun
+            self.draws = iter(self.sampler)
+            names = next(self.draws)
+        return source.pick(names, self.generator)  # type: ignore[attr-defined]
 
     def validate(self) -> dict[str, float]:
         """Every metric on the validation tasks; keeps the weights if they are the best so far."""
@@ -143,6 +167,7 @@ class Run:
             "regularizer": self.regularizer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
+            "sampler": None if self.sampler is None else self.sampler.state_dict(),
             "random": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all(),
             "step": self.step,
@@ -161,6 +186,8 @@ class Run:
         self.regularizer.load_state_dict(state["regularizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
+        if self.sampler is not None:
+            self.sampler.load_state_dict(state["sampler"])
         torch.set_rng_state(state["random"].cpu())
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
         self.engine = self.learner.engine = state["engine"]

@@ -1,7 +1,11 @@
+import json
+from pathlib import Path
+
 import pytest
 from trlearner.experiments import grid
 from trlearner.experiments.config import Config
 
+RESULTS = Path(__file__).parents[1] / "experiments" / "results" / "runs"
 BASE = Config("regression/sinusoid", heads=8)
 
 
@@ -13,6 +17,22 @@ def test_the_name_of_a_run_is_what_it_was():
     )
     assert config.hash() == "1a551c9357fa"
     assert Config.read(config.record()) == config
+
+
+def test_committed_runs_lie_where_their_hashes_say():
+    """Settings that came later must not rename them."""
+    configs = list(RESULTS.rglob("config.json"))
+    assert len(configs) > 20
+    for path in configs:
+        assert Config.read(json.loads(path.read_text())).hash() == path.parent.name
+
+
+def test_a_later_setting_counts_once_it_is_used():
+    names = {Config("a/b", sampler=kind).hash() for kind in ("none", "hard", "adaptive")}
+    assert len(names) == 3
+    record = Config("a/b").record()
+    del record["sampler"]  # as it was written before there was one
+    assert Config.read(record) == Config("a/b")
 
 
 def test_every_combination_comes_seed_by_seed():

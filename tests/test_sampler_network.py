@@ -52,18 +52,42 @@ def test_effects_that_are_alike_or_broken_pull_nowhere() -> None:
 
 
 def test_at_rest_logits_are_effects_over_decay() -> None:
-    pull = torch.tensor([[-0.3, 0.1, 0.2]]) / 3
-    logits = torch.zeros(1, 3, requires_grad=True)
+    pull = torch.tensor([-0.3, 0.1, 0.2]) / 3
+    logits = torch.zeros(3, requires_grad=True)
     optimizer = torch.optim.SGD([logits], lr=1.0)
     for _ in range(200):
         optimizer.zero_grad()
-        objective(logits, pull, 0.5).backward()
+        objective(logits, pull, 1, 0.5).backward()
         optimizer.step()
     assert torch.allclose(logits.detach(), -3 * pull / 0.5, atol=1e-5)
 
 
-def test_trust_needs_some_steps() -> None:
-    assert trust(torch.ones(3), torch.ones(3), 0.1) == 0.0
+def test_steps_may_hold_different_numbers_of_tasks() -> None:
+    made = trainer()
+    for tasks in (2, 5, 1):
+        made.learn(torch.randn(tasks, 2), torch.randn(tasks), torch.full((tasks,), 1 / tasks))
+    assert made.logits(torch.randn(3, 2)).shape == (3,)
+
+
+def test_trust_grows_with_evidence() -> None:
+    g = torch.Generator().manual_seed(0)
+    gains = 0.3 + torch.randn(256, generator=g)
+    found = [trust(gains[:n]) for n in (4, 64, 256)]
+    assert found[0] == 0.0  # too few to tell
+    mean, error = gains.mean(), gains.std() / 16
+    assert found[2] == pytest.approx(float(1 - (error / mean) ** 2), rel=1e-5)
+    assert found[1] < found[2]
+    assert trust(-gains) == 0.0
+
+
+def test_a_state_goes_on_alike() -> None:
+    one, _ = fed(signal=1.0, looks=20)
+    other = trainer()
+    other.load_state_dict(one.state_dict())
+    for made in (one, other):
+        made.learn(torch.ones(8, 2), torch.arange(8.0), torch.full((8,), 1 / 8))
+    scores = torch.randn(5, 2, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(one.logits(scores), other.logits(scores))
 
 
 def test_tables_pair_by_seed() -> None:

@@ -29,7 +29,7 @@ def by_loop(s: tr.Samples, task: int) -> list[int]:
     """Positions by how much the coding rate depends on them, class by class in turns."""
     real = range(s.x.shape[1]) if s.mask is None else s.mask[task].nonzero().flatten().tolist()
     worth = truth.leverage(truth.kept(s.x[task], None if s.mask is None else s.mask[task]), 0.5)
-    best = sorted(zip(worth, real, strict=True), key=lambda pair: -pair[0])
+    best = sorted(zip(worth, real, strict=True), key=lambda pair: -round(2**16 * pair[0]))
     if s.ways is None:
         return [i for _, i in best]
     rounds: dict[int, list[int]] = {}

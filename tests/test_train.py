@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from trlearner.experiments.build import make_learner, make_problem
 from trlearner.experiments.config import Config
 from trlearner.experiments.data.regression import Curves
 from trlearner.experiments.evaluate import TEST_SEED, evaluate
+from trlearner.experiments.presets.preset import config_of
+from trlearner.experiments.problem import Finite
 
 import trlearner as tr
+from trlearner.sampler.network import Trainer
 
 SMALL = Config(
     "regression/families",
@@ -117,6 +121,67 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
             train.run(SMALL, tmp_path, watch=stopping(at, error))
     train.run(SMALL, tmp_path)
     assert files(tmp_path) == files(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind"),
+    [
+        ("regression/families", "adaptive"),
+        ("regression/families", "hard"),
+        ("images/glyphs", "adaptive"),  # an endless stream: it chooses among candidates
+    ],
+)
+def test_a_run_with_a_sampler_goes_on_alike(
+    tmp_path: Path, problem: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AdaptiveTaskSampler", "HardTaskSampler"):  # soon, and as if sure of themselves
+        monkeypatch.setattr(tr, name, partial(getattr(tr, name), warmup=3, every=1))
+    monkeypatch.setattr(Trainer, "trust", 1.0)
+    images = {"learner": "anil", "ways": 2, "shots": 1, "tasks": 3, "validation_tasks": 3}
+    more = images if problem.startswith("images") else {}
+    config = replace(SMALL, problem=problem, sampler=kind, steps=12, test_tasks=4, **more)
+    train.run(config, tmp_path / "whole")
+    plain = train.run(replace(config, sampler="none"), tmp_path / "plain")
+    found = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert found["test"] != plain["test"]
+    for at, error in ((5, KeyboardInterrupt), (7, Killed), (11, KeyboardInterrupt)):
+        with pytest.raises(error):
+            train.run(config, tmp_path / "stopped", watch=stopping(at, error))
+    train.run(config, tmp_path / "stopped")
+    assert files(tmp_path / "whole") == files(tmp_path / "stopped")
+
+
+def test_a_sampler_is_told_of_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(SMALL, sampler="adaptive")
+    run = train.Run(config, train.make_problem(config, None, "cpu"), "cpu", "batched")
+    seen = []
+    pick = Curves.pick
+    monkeypatch.setattr(
+        Curves, "pick", lambda self, names, g: seen.append(names) or pick(self, names, g)
+    )
+    for _ in range(3):
+        run.take_step()
+    assert run.sampler is not None
+    assert run.sampler.updates == 3
+    assert run.sampler.summary()["draws"].sum() == 3 * config.tasks
+    assert all(len(set(names)) == config.tasks for names in seen)
+
+
+@pytest.mark.parametrize(
+    "problem", ["regression/families", "regression/sinusoid", "drugs/synthetic", "pose/procedural"]
+)
+@pytest.mark.parametrize("pool", [None, 20])
+def test_training_tasks_can_be_picked_by_name(problem: str, pool: int | None) -> None:
+    config = replace(config_of(problem), shots=3, queries=4, pool=pool, train_tasks=9)
+    source = train.make_problem(config, None, "cpu").source
+    assert isinstance(source, Finite) and source.names is not None
+    assert len(set(source.names)) == 9
+    names = [source.names[i] for i in (4, 0, 8)]
+    one, other = (source.pick(names, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert list(one.ids or ()) == names
+    assert torch.equal(one.support.x, other.support.x) and torch.equal(one.query.y, other.query.y)
+    drawn = source.sample("train", 3, torch.Generator().manual_seed(3))
+    assert one.support.x.shape == drawn.support.x.shape
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -131,6 +131,17 @@ class Assays:
         names = tuple(self._names[i] for i in chosen.tolist())
         return self._draw(part, chosen.to(self._device), names, generator)
 
+    @property
+    def names(self) -> list[str]:
+        """Of the training assays."""
+        return [self._names[i] for i in self.splits["train"].assays.tolist()]
+
+    def pick(self, names: Sequence[str], generator: torch.Generator) -> tr.TaskBatch:
+        """These training assays."""
+        number = {name: i for i, name in enumerate(self._names)}
+        chosen = torch.tensor([number[name] for name in names], device=self._device)
+        return self._draw(self.splits["train"], chosen, tuple(names), generator)
+
     def _draw(
         self, part: _Part, chosen: Tensor, names: tuple[str, ...], generator: torch.Generator
     ) -> tr.TaskBatch:

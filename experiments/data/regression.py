@@ -7,7 +7,7 @@ points in every batch or a fixed pool of them; validation and test tasks are new
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,18 +116,38 @@ class Curves:
         if split == "train":
             chosen = self._choose(n_tasks, generator)
             curves = self.train[chosen]
-            if self.pool is None:
-                x, y = self._points(curves, samples, generator)
-            else:
-                keys = self._uniform(generator, n_tasks, self.pool[0].shape[1])
-                picked = keys.argsort(1)[:, :samples, None]
-                x, y = (values[chosen].gather(1, picked) for values in self.pool)
+            x, y = self._training_points(chosen, generator)
         else:
             curves = self.draw(n_tasks, generator, shifted=split == "shifted")
             x, y = self._points(curves, samples, generator)
-        names = tuple(self.families[int(f)].name for f in curves[:, 0].tolist())
+        return self._batch(x, y, self._families(curves))
+
+    @property
+    def names(self) -> list[str]:
+        """Family and number of each training curve."""
+        return [f"{family} {i}" for i, family in enumerate(self._families(self.train))]
+
+    def pick(self, names: Sequence[str], generator: torch.Generator) -> tr.TaskBatch:
+        """These training curves."""
+        chosen = torch.tensor([int(name.split()[-1]) for name in names], device=self.device)
+        return self._batch(*self._training_points(chosen, generator), names)
+
+    def _families(self, curves: Tensor) -> list[str]:
+        return [self.families[int(f)].name for f in curves[:, 0].tolist()]
+
+    def _batch(self, x: Tensor, y: Tensor, names: Sequence[str]) -> tr.TaskBatch:
         k = self.shots
         return tr.TaskBatch(support=(x[:, :k], y[:, :k]), query=(x[:, k:], y[:, k:]), ids=names)
+
+    def _training_points(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Fresh points of training curves, or some of their pool."""
+        samples = self.shots + self.queries
+        if self.pool is None:
+            return self._points(self.train[chosen], samples, generator)
+        keys = self._uniform(generator, len(chosen), self.pool[0].shape[1])
+        picked = keys.argsort(1)[:, :samples, None]
+        x, y = (values[chosen].gather(1, picked) for values in self.pool)
+        return x, y
 
     def _choose(self, n_tasks: int, generator: torch.Generator) -> Tensor:
         if n_tasks > len(self.train):

@@ -54,15 +54,31 @@ class Turntable:
         """Tasks of a split: no object twice before all have had a turn, no view twice in a task."""
         if split not in self.splits:
             raise ValueError(f"split must be one of {', '.join(self.splits)}, got {split!r}.")
-        part, turns = self.splits[split], self.turns[split]
+        part = self.splits[split]
         rounds = -(-n_tasks // len(part))
         place: dict[str, Any] = {"generator": generator, "device": generator.device}
         order = [torch.randperm(len(part), **place) for _ in range(rounds)]
-        chosen = torch.cat(order)[:n_tasks].cpu()
-        seen = torch.rand(n_tasks, turns.shape[1], **place).argsort(1)[:, : self.samples].cpu()
+        return self._draw(split, torch.cat(order)[:n_tasks].cpu(), generator)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the training objects."""
+        return [kind.name for kind in self.splits["train"].kinds]
+
+    def pick(self, names: Sequence[str], generator: torch.Generator) -> tr.TaskBatch:
+        """These training objects."""
+        number = {name: i for i, name in enumerate(self.names)}
+        return self._draw("train", torch.tensor([number[name] for name in names]), generator)
+
+    def _draw(self, split: Split, chosen: Tensor, generator: torch.Generator) -> tr.TaskBatch:
+        """Views of the chosen objects."""
+        part, turns = self.splits[split], self.turns[split]
+        place: dict[str, Any] = {"generator": generator, "device": generator.device}
+        rows = torch.rand(len(chosen), turns.shape[1], **place).argsort(1)
+        seen = rows[:, : self.samples].cpu()
         turn = turns[chosen[:, None], seen]
         if self.canonical == "task":
-            turn = (turn + torch.rand(n_tasks, 1, **place).cpu()) % 1
+            turn = (turn + torch.rand(len(chosen), 1, **place).cpu()) % 1
         x = self.images[(part.starts[chosen, None] + seen).to(self.device)].float() / 255
         y = (SCALE * turn[..., None]).float().to(self.device)
         k = self.shots

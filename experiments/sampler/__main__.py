@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m trlearner.experiments.sampler")
     parser.add_argument("study", choices=["planted", "cost"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--steps", type=int, help="of each run; by default the set's own")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--blocks", type=int, default=25, help="of ten steps, for each cost")
     parser.add_argument("--out", type=Path, help="where the raw numbers go, as JSON")
@@ -41,9 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
         for row in rows:
             print(row, file=sys.stderr, flush=True)
             found.append(row)
-    if told.out is not None:
-        told.out.parent.mkdir(parents=True, exist_ok=True)
-        told.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+            if told.out is not None:  # after every row, for they take their time
+                told.out.parent.mkdir(parents=True, exist_ok=True)
+                told.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     print(planted_table(found) if told.study == "planted" else cost_table(found))
 
 

@@ -29,6 +29,7 @@ class Planted:
         loss_fn: For one task.
         model: Makes the network.
         inner_lr: Of MAML; tuned with uniform draws, as are its steps.
+        steps: Meta-steps of a run, after which uniform draws gain little more.
     """
 
     pool: tr.TaskBatch
@@ -38,6 +39,7 @@ class Planted:
     loss_fn: LossFn
     model: Callable[[], torch.nn.Module]
     inner_lr: float = 0.05
+    steps: int = 600
 
 
 def shuffled(seed: int, tasks: int = 300) -> Planted:
@@ -66,7 +68,7 @@ def shuffled(seed: int, tasks: int = 300) -> Planted:
     return Planted(
         draw(tasks, marked),
         marked,
-        draw(48),
+        draw(96),
         draw(300),
         cross_entropy,
         partial(mlp, WIDTH, hidden=32, outputs=WAYS),
@@ -93,9 +95,15 @@ def rare(seed: int, tasks: int = 120, share: float = 0.1) -> Planted:
 
         return tr.TaskBatch(samples(2 * SHOTS), samples(QUERIES), ids=range(len(lines)))
 
-    both = torch.arange(48) % 2 == 0
+    both = torch.arange(96) % 2 == 0
     return Planted(
-        draw(marked), marked, draw(both), draw(torch.arange(300) % 2 == 0), mse_loss, mlp
+        draw(marked),
+        marked,
+        draw(both),
+        draw(torch.arange(300) % 2 == 0),
+        mse_loss,
+        mlp,
+        steps=1000,
     )
 
 
@@ -114,7 +122,7 @@ def sound(seed: int, tasks: int = 120) -> Planted:
         return tr.TaskBatch(samples(2 * SHOTS), samples(QUERIES), ids=range(count))
 
     marked = torch.arange(tasks) < tasks // 2  # by no difference at all
-    return Planted(draw(tasks), marked, draw(48), draw(300), mse_loss, mlp)
+    return Planted(draw(tasks), marked, draw(96), draw(300), mse_loss, mlp)
 
 
 SETS = {"shuffled labels": shuffled, "rare family": rare, "all sound": sound}

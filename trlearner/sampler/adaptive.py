@@ -80,7 +80,7 @@ class AdaptiveTaskSampler(TaskSampler):
         importance: bool = False,
         decay: float = 0.1,
         lr: float = 0.02,
-        hidden: int = 16,
+        hidden: int = 4,
         engine: str = "auto",
         batches: int | None = None,
         generator: torch.Generator | None = None,

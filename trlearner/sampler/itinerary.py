@@ -85,7 +85,7 @@ class Itinerary:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there: the next epoch is the rest of that one."""
-        self.draws = state["draws"].clone()
+        self.draws = state["draws"].cpu().clone()
         self._position, self._resumes = state["position"], True
         self._again = [Drawn(*drawn) for drawn in state["flight"]]
         self._flight.clear()

@@ -50,7 +50,7 @@ class Marked:
             for x, y, mask in (saved[name] for name in ("support", "query"))
         )
         batch = TaskBatch(support, query, ids=saved["ids"], ways=saved["ways"])
-        return cls(saved["state"], batch, saved["weights"])
+        return cls(saved["state"], batch, saved["weights"].cpu())
 
 
 def mark(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from typing import Any
 
@@ -9,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-MEMORY = 256
+MEMORY = 1024
 """So many look-aheads the network learns from: a single one is mostly noise."""
-RECENT = 64
-"""By so many of the latest it is judged whether the network foretells effects."""
+RECENT = 1024
+"""By so many of the latest it is judged whether the network foretells effects, which takes more of them."""
 BOUND = 1.5
 """Weights differ 20-fold at most: if a kind of tasks vanished, nothing would tell of its worth."""
 FEWEST = 8
@@ -69,44 +70,43 @@ def pulls(
 
 
 def objective(
-    logits: Float[Tensor, "steps tasks"], pull: Float[Tensor, "steps tasks"], decay: float
+    logits: Float[Tensor, " tasks"], pull: Float[Tensor, " tasks"], steps: int, decay: float
 ) -> Float[Tensor, ""]:
-    """What the network descends, over recent steps: ``sum_i pull_i a_i + decay / 2 mean_i (a_i - mean a)^2``.
+    """What the network descends: ``sum_i pull_i a_i / steps + decay / 2 mean_i (a_i - mean a)^2``.
 
     At rest ``a_i = -E[c_i | scores] / (|c| decay)`` about their mean, where w is uniform: scores that tell
     nothing of effects leave the weights alike.
 
     Args:
-        logits: a, of every step's tasks.
+        logits: a, of all tasks of recent steps.
         pull: See `pulls`.
+        steps: How many there were.
         decay: How much evidence it takes.
     """
-    centred = logits - logits.mean(1, keepdim=True)
-    return (pull * logits).sum(1).mean() + decay / 2 * centred.square().mean()
+    spread = (logits - logits.mean()).square().mean()
+    return (pull * logits).sum() / steps + decay / 2 * spread
 
 
-def trust(gains: Float[Tensor, " steps"], sizes: Float[Tensor, " steps"], decay: float) -> float:
-    """How much of what the network says to believe: 1 if it foretells effects, 0 if it does not.
+def trust(gains: Float[Tensor, " steps"]) -> float:
+    """How much of what the network says to believe: 0 unless it has foretold effects, 1 if always.
 
-    The factor k that makes k a best on steps that it had not learned from, less two standard errors::
-
-        k = (mean g - 2 std g / sqrt n) / (decay mean s),  g = -sum_i pull_i a_i,  s = mean_i (a_i - mean a)^2
+    ``1 - (se / mean)^2`` of the gains, where `se` is the standard error of their mean; 0 where that is
+    less than a standard error above 0 (the positive part of James and Stein 1961).
 
     Args:
-        gains: g of each such step.
-        sizes: s of each.
-        decay: See `objective`.
+        gains: ``g = -sum_i pull_i a_i`` of steps that the network had not learned from: positive where
+            the logits a pointed the right way.
 
     Example:
-        >>> trust(torch.full((9,), 0.3), torch.ones(9), decay=0.2)
+        >>> trust(torch.full((9,), 0.3))
         1.0
-        >>> trust(torch.tensor([0.3, -0.3] * 9), torch.ones(18), decay=0.2)
+        >>> trust(torch.tensor([0.3, -0.3] * 9))
         0.0
     """
-    if len(gains) < FEWEST or not sizes.mean() > 0:
+    if len(gains) < FEWEST or not gains.mean() > 0:
         return 0.0
-    sure = gains.mean() - 2 * gains.std() / len(gains) ** 0.5
-    return float((sure / (decay * sizes.mean())).clamp(0, 1))
+    error = gains.std() / len(gains) ** 0.5
+    return float((1 - (error / gains.mean()).square()).clamp(min=0))
 
 
 class Trainer:
@@ -127,29 +127,22 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr, foreach=True)
         self.decay = decay
         self.memory: deque[tuple[Tensor, Tensor]] = deque(maxlen=MEMORY)
-        self.foretold: deque[tuple[float, float]] = deque(maxlen=RECENT)
+        self.gains: deque[float] = deque(maxlen=RECENT)
 
     @property
     def trust(self) -> float:
         """How far the network has foretold effects of late; see `trust`."""
-        if not self.foretold:
-            return 0.0
-        gains, sizes = torch.tensor(list(self.foretold)).unbind(1)
-        return trust(gains, sizes, self.decay)
+        return trust(torch.tensor(list(self.gains)))
 
     def learn(self, scores: Tensor, effects: Tensor, weights: Tensor) -> None:
-        """One step down `objective`, over the last `MEMORY` look-aheads of as many tasks."""
+        """One step down `objective`, over the last `MEMORY` look-aheads."""
         pull = pulls(effects.to(scores), weights.to(scores))
-        said = self.network(scores).detach()
-        size = (said - said.mean()).square().mean()
-        self.foretold.append((float(-(pull * said).sum()), float(size)))
-        if self.memory and self.memory[-1][1].shape != pull.shape:
-            self.memory.clear()
+        with torch.no_grad():
+            self.gains.append(-float(pull @ self.network(scores)))
         self.memory.append((scores, pull))
-        seen, pulled = (torch.stack(part) for part in zip(*self.memory, strict=True))
+        seen, pulled = (torch.cat(part) for part in zip(*self.memory, strict=True))
         with torch.enable_grad():
-            logits = self.network(seen.flatten(0, 1)).unflatten(0, pulled.shape)
-            loss = objective(logits, pulled, self.decay)
+            loss = objective(self.network(seen), pulled, len(self.memory), self.decay)
             parameters = list(self.network.parameters())
             for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 p.grad = g
@@ -161,17 +154,18 @@ class Trainer:
             return self.trust * self.network(scores)
 
     def state_dict(self) -> dict[str, Any]:
-        """Of both."""
+        """Of both; what is learned later leaves it as it is."""
         return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "network": copy.deepcopy(self.network.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "memory": list(self.memory),
-            "foretold": list(self.foretold),
+            "gains": list(self.gains),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Of both."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.memory = deque(state["memory"], maxlen=MEMORY)
-        self.foretold = deque(state["foretold"], maxlen=RECENT)
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        memory = ((scores.cpu(), pull.cpu()) for scores, pull in state["memory"])
+        self.memory = deque(memory, maxlen=MEMORY)
+        self.gains = deque(state["gains"], maxlen=RECENT)

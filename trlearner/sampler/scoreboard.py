@@ -62,6 +62,8 @@ class Scoreboard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """All of it."""
-        self.running = Running(*state["running"])
-        self.table, self.known = state["table"].clone(), state["known"].clone()
-        self.last = state["last"].clone()
+        mean, square, updates = state["running"]
+        self.running = Running(mean.cpu(), square.cpu(), updates)
+        self.table, self.known, self.last = (
+            state[name].cpu().clone() for name in ("table", "known", "last")
+        )

@@ -16,6 +16,9 @@ Choose = Callable[[Tensor, Samples], Tensor]
 """``choose(features [tasks, samples, features], support) -> positions [tasks, chosen]``."""
 Select = float | int | Choose
 
+ROUND = 2**16
+"""Leverages are told apart to one part in so many; the earlier of two that are alike comes first."""
+
 
 def select_samples(
     select: Select, features: Float[Tensor, "tasks samples features"], support: Samples
@@ -63,10 +66,11 @@ def telling(
         >>> int(telling(x, Samples(x, x))[0, 0])
         2
     """
-    worth = leverage(unit_rows(features, support.mask))
+    # Samples that tell alike must not be ordered by rounding, which differs between devices.
+    worth = (leverage(unit_rows(features, support.mask)) * ROUND).round()
     key = -worth
     if support.ways is not None and support.y.ndim == 2:
-        key = key + 2 * _rank_in_class(worth, support)
+        key = key + 2 * ROUND * _rank_in_class(worth, support)
     if support.mask is not None:
         key = torch.where(support.mask, key, torch.inf)
     return key.argsort(dim=1, stable=True)
