@@ -117,13 +117,13 @@ def _lines(
         scale = 100 if runs[0]["metric"] == "accuracy" else 1
         level = interval([scale * float(v.mean()) for v in base.values()])
         unit = {"accuracy": " %", "mse": "", "r2": ""}.get(runs[0]["metric"], "")
-        cells = "".join(f" {_cell(c, scale, runs[0]['better'])} |" for c in arms.values())
+        cells = "".join(f" {cell_text(c, scale, runs[0]['better'])} |" for c in arms.values())
         lines.append(f"| {name} | {len(base)} of {planned} | {level}{unit} |{cells}")
     lines += ["", *_tally(rows)]
     return lines
 
 
-def _cell(c: Compared, scale: float, better: str) -> str:
+def cell_text(c: Compared, scale: float, better: str) -> str:
     """The change of the score itself, bold where it is sure, with a star where it stays so corrected."""
     if c.mean is None:
         return "not run"

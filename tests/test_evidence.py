@@ -1,0 +1,154 @@
+"""The evidence table is what the raw numbers say, and every stage does only what is missing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from trlearner.experiments import train
+from trlearner.experiments.config import Config
+from trlearner.experiments.evidence import collect, recall, table
+from trlearner.experiments.evidence.cells import ARMS, CELLS, TUNING_SEED, Cell, best
+
+SMALL = {
+    "steps": 4,
+    "tasks": 3,
+    "inner_steps": 1,
+    "validate_every": 2,
+    "validation_tasks": 4,
+    "test_tasks": 6,
+    "train_tasks": 12,
+}
+RATES = ({"inner_lr": 0.01}, {"inner_lr": 0.03})
+CELL = Cell(
+    "curves, maml", "regression/harmonic", "maml", SMALL, RATES, 2, remembered=8, samples=20
+)
+
+
+def run(root: Path, config: Config) -> None:
+    train.run(config, root / config.problem / config.hash(), engine="batched")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    for config in CELL.rate_candidates():
+        run(root, config)
+    for config in CELL.term_candidates(root):
+        run(root, config)
+    for seed in range(2):
+        for arm in ARMS:
+            run(root, CELL.arm(arm, root, seed))
+    return root
+
+
+def test_arms_differ_by_the_term_alone(runs: Path) -> None:
+    alone, paper, term = (CELL.arm(arm, runs, 1) for arm in ARMS)
+    assert alone.lam == 0 and alone.seed == 1
+    said = {"lam": 0.1, "normalize": "quotient", "mixture": "values", "align": "none"}
+    assert paper == replace(alone, **said)
+    assert term.normalize == "softmax" and term.lam in (0.03, 0.3)
+    assert replace(term, lam=0.0, normalize="sum") == alone
+
+
+def test_the_best_on_validation_tasks_is_chosen(runs: Path) -> None:
+    scores = {}
+    for config in CELL.rate_candidates():
+        lines = (runs / config.problem / config.hash() / "metrics.jsonl").read_text().splitlines()
+        scores[config.hash()] = min(json.loads(x)["validation"]["mse"]["mean"] for x in lines)
+        assert config.seed == TUNING_SEED
+    assert best(CELL.rate_candidates(), runs).hash() == min(scores, key=scores.__getitem__)
+
+
+def test_what_was_not_tuned_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no result yet: run the stages before this one"):
+        CELL.arm("alone", tmp_path, 0)
+    assert list(CELL.done(tmp_path)) == []
+
+
+def test_cells_are_those_of_the_protocol() -> None:
+    assert len(CELLS) == len({cell.name for cell in CELLS}) == 19
+    assert all(cell.seeds <= TUNING_SEED for cell in CELLS)
+
+
+def test_from_runs_to_the_table(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recall.recall_all([CELL], runs, None)
+    assert capsys.readouterr().out.count("curves, maml: share") == 6
+    recall.recall_all([CELL], runs, None)
+    assert capsys.readouterr().out == ""
+    collect.collect([CELL], runs, tmp_path)
+    record = json.loads((tmp_path / "curves-maml.json").read_text())
+    assert len(record["runs"]) == 6 and len(record["tuning"]) == 4
+    for one in record["runs"]:
+        folder = runs / CELL.problem / CELL.arm(one["arm"], runs, one["seed"]).hash()
+        told = json.loads((folder / "result.json").read_text())["test"]["1"]["mse"]["tasks"]
+        assert one["tasks"] == pytest.approx(told, rel=1e-4)
+        assert len(one["tasks_with_memory"]) == 6
+    unrun = replace(CELL, name="curves, tnet")
+    monkeypatch.setattr(table, "CELLS", (CELL, unrun))
+    text = table.write(tmp_path)
+    assert "| curves, maml | 2 of 2 |" in text
+    assert "| curves, tnet | 0 of 2 | not run |" in text
+    assert text == (tmp_path / "table.md").read_text().rstrip("\n")
+
+
+def raw(arm: str, seed: int, tasks: list[float | None], better: str = "lower") -> dict:
+    shared = {"metric": "mse", "better": better, "tasks_with_memory": None}
+    return {"arm": arm, "seed": seed, "tasks": tasks, **shared}
+
+
+def test_a_difference_is_paired_by_seed_and_task_and_positive_where_better() -> None:
+    g = np.random.default_rng(0)
+    base = g.uniform(1, 9, (3, 40))
+    runs = [raw("alone", s, base[s].tolist()) for s in range(3)]
+    runs += [raw("term", s, (base[s] - 0.1 + 0.01 * g.normal(size=40)).tolist()) for s in range(2)]
+    found = table.compare(runs, "term", "tasks", comparisons=76)
+    assert found.mean == pytest.approx(0.1, abs=0.01)
+    assert (found.sign, found.seeds) == (1, 2)
+    assert found.low < found.mean < found.high
+    worse = [{**run, "better": "higher"} for run in runs]
+    assert table.compare(worse, "term", "tasks", 76).sign == -1
+    assert table.compare(runs, "paper", "tasks", 76).mean is None
+
+
+def test_correction_asks_for_more() -> None:
+    g = np.random.default_rng(1)
+    base = g.uniform(1, 9, (5, 40))
+    noise = g.normal(size=(5, 40))
+    runs = [raw("alone", s, base[s].tolist()) for s in range(5)]
+    runs += [raw("term", s, (base[s] - 0.18 + noise[s]).tolist()) for s in range(5)]
+    assert [table.compare(runs, "term", "tasks", n).corrected for n in (1, 10**6)] == [1, 0]
+    assert table.compare(runs, "term", "tasks", 10**6).sign == 1
+
+
+def test_a_diverged_run_is_said_to_have() -> None:
+    runs = [raw("alone", s, [1.0, 2.0]) for s in range(2)]
+    runs += [raw("term", 0, [1.0, None]), raw("term", 1, [1.0, 2.0])]
+    assert np.isnan(table.compare(runs, "term", "tasks", 76).mean)
+    assert table.cell_text(table.compare(runs, "term", "tasks", 76), 1, "lower") == "diverged"
+
+
+def test_one_seed_has_no_interval() -> None:
+    runs = [raw("alone", 0, [1.0, 2.0]), raw("term", 0, [0.5, 2.0])]
+    found = table.compare(runs, "term", "tasks", 76)
+    assert found.half is None
+    assert table.cell_text(found, 1, "lower") == "-0.250 (one seed)"
+
+
+def test_a_table_of_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no raw numbers"):
+        table.write(tmp_path)
+
+
+def test_remembering_uses_more_samples_than_training(runs: Path) -> None:
+    config = CELL.arm("alone", runs, 0)
+    weights = runs / config.problem / config.hash() / "weights.pt"
+    few, many = (recall.recall(config, weights, 12, n, None) for n in (20, 100))
+    assert few["test"].keys() == many["test"].keys() == {"mse"}
+    torch.manual_seed(0)
+    again = recall.recall(config, weights, 12, 100, None)
+    assert again == many
