@@ -140,6 +140,40 @@ def test_state_goes_through_a_file_that_executes_nothing() -> None:
     assert torch.equal(again.adapt(new.support)(new.query), memory.adapt(new.support)(new.query))
 
 
+@pytest.mark.unchecked
+def test_tasks_that_explode_are_not_remembered() -> None:
+    known, new, loss_fn, _ = problem("maml")
+    learner = contracts.learner("maml", contracts.net(), "batched")
+    broken = torch.where(torch.arange(5)[:, None, None] == 2, 1e300, known.query.y)
+    memory = tr.TaskMemory(learner, loss_fn, **OPTIONS)
+    with pytest.warns(
+        UserWarning, match="adapting to 1 of 5 tasks with steps=9 gave values that are"
+    ):
+        memory.remember((known.query.x, broken), steps=9)
+    assert len(memory) == 4
+    memory.forget()
+    memory.remember(known.query[[0, 1, 3, 4]], steps=9)
+    assert memory.adapt(new.support)(new.query).isfinite().all()
+
+
+def test_where_nobody_explains_a_task_answers_are_its_own() -> None:
+    known, new, *_ = problem("maml")
+
+    def picky(predictions: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        loss = mse_loss(predictions, y)
+        return torch.where((y.mean() - strange).abs() < 1e-9, torch.inf * loss, loss)
+
+    strange = new.support.y[1].mean()
+    learner = contracts.learner("maml", contracts.net(), "batched")
+    memory = tr.TaskMemory(learner, picky, share=1.0)
+    memory.remember(known)
+    recalled = memory.adapt(new.support)
+    assert recalled.weights[1].sum() == 0
+    own = learner.adapt(new.support, picky)(new.query)
+    found = recalled(new.query)
+    assert torch.equal(found[1], own[1].detach()) and not torch.isclose(found[0], own[0]).any()
+
+
 def test_remembering_twice_adds() -> None:
     known, new, loss_fn, _ = problem("maml")
     learner = contracts.learner("maml", contracts.net(), "batched")
@@ -161,7 +195,7 @@ def test_wrong_use_is_told() -> None:
     with pytest.raises(ValueError, match="loss_fn must be the one that the memory was made with"):
         memory.adapt(new.support, contracts.cross_entropy)
     with pytest.raises(
-        ValueError, match=r"adapting to 5 of 5 tasks with steps=500 gave values that"
+        ValueError, match=r"adapting to 5 of 5 tasks with steps=500 gave values that are"
     ):
         memory.remember(
             tr.Samples(known.support.x, 1e300 * known.support.y),

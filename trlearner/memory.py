@@ -18,6 +18,7 @@ from trlearner.learners.protocol import Learner
 from trlearner.samples import Samples
 from trlearner.seam import Engine
 from trlearner.types import Fast, LossFn
+from trlearner.warn import warn
 
 TEMPERATURES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """What `TaskMemory.tune` tries, in units of the learner's own loss."""
@@ -121,12 +122,15 @@ class TaskMemory:
         samples = _known(tasks)
         adapted = self.learner.adapt(samples, self.loss_fn, steps=steps)
         kept = {name: t.detach().clone() for name, t in adapted.fast.items()}
-        broken = ~torch.stack([t.flatten(1).isfinite().all(1) for t in kept.values()]).all(0)
-        if broken.any():
-            raise ValueError(
-                f"adapting to {int(broken.sum())} of {len(broken)} tasks with steps={steps} gave values "
-                "that are not finite. Take fewer steps, or the learner's own (steps=None)."
-            )
+        whole = torch.stack([t.flatten(1).isfinite().all(1) for t in kept.values()]).all(0)
+        if not whole.all():
+            told = f"adapting to {int((~whole).sum())} of {len(whole)} tasks with steps={steps} gave values"
+            if not whole.any():
+                raise ValueError(
+                    f"{told} that are not finite. Take fewer steps, or the learner's own (steps=None)."
+                )
+            warn(f"{told} that are not finite: these tasks are not remembered. Take fewer steps.")
+            kept = {name: t[whole] for name, t in kept.items()}
         if not self._fast:
             self._state = {name: t.detach().clone() for name, t in self.learner.state().items()}
             self._fast = kept
@@ -334,9 +338,14 @@ def _sure(gains: Tensor) -> bool:
 
 
 def _together(own: Tensor, others: Tensor, weights: Tensor, share: float, kind: Any) -> Tensor:
-    """``(1 - share)`` of the own models' answers, and of the others' what remains."""
-    ones = torch.full_like(weights[:, :1], 1 - share)
-    return mix(torch.cat([own[None], others]), torch.cat([ones, share * weights], 1), kind)
+    """``share`` of the others' answers, and of the own models' what remains.
+
+    Tasks that nobody explains (weights of zero), and answers that are no numbers, are the own models'.
+    """
+    others = torch.where(others.isfinite(), others, own)
+    weights = share * weights
+    mixed = torch.cat([1 - weights.sum(1, keepdim=True), weights], 1)
+    return mix(torch.cat([own[None], others]), mixed, kind)
 
 
 def _losses(engine: Engine, loss_fn: LossFn, said: Tensor, support: Samples) -> Tensor:
