@@ -161,7 +161,7 @@ def test_where_nobody_explains_a_task_answers_are_its_own() -> None:
 
     def picky(predictions: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         loss = mse_loss(predictions, y)
-        return torch.where((y.mean() - strange).abs() < 1e-9, torch.inf * loss, loss)
+        return loss + torch.where((y.mean() - strange).abs() < 1e-9, torch.inf, 0.0)
 
     strange = new.support.y[1].mean()
     learner = contracts.learner("maml", contracts.net(), "batched")
