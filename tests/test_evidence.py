@@ -93,6 +93,9 @@ def test_from_runs_to_the_table(
     text = table.write(tmp_path)
     assert "| curves, maml | 2 of 2 |" in text
     assert "| curves, tnet | 0 of 2 | not run |" in text
+    assert {p.name for p in tmp_path.glob("table.*")} == {
+        "table.md", "table.json", "table.png", "table.svg"
+    }  # fmt: skip
     assert text == (tmp_path / "table.md").read_text().rstrip("\n")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from trlearner.experiments.difference import difference, half_width
+from trlearner.experiments.evidence import plot
 from trlearner.experiments.evidence.cells import CELLS
 from trlearner.experiments.interval import interval
 
@@ -50,7 +51,7 @@ class Compared:
 
 
 def write(results: Path) -> str:
-    """Reads the raw numbers of a folder; writes table.md and table.json there, returns the former."""
+    """Reads the raw numbers of a folder; writes table.md, table.json and pictures; returns the first."""
     records = {
         record["cell"]: record
         for path in sorted(results.glob("*.json"))
@@ -68,6 +69,12 @@ def write(results: Path) -> str:
     (results / "table.md").write_text(text + "\n", "utf-8")
     told = {name: {arm: vars(c) for arm, c in arms.items()} for name, _, _, arms in rows}
     (results / "table.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+    levels = {
+        name: float(np.mean(list(base.values())))
+        for name, _, runs, _ in rows
+        if (base := values(runs, "alone", "tasks"))
+    }
+    plot.save(results, levels)
     return text
 
 
