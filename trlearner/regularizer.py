@@ -15,14 +15,14 @@ from trlearner.batch import TaskBatch
 from trlearner.collect import Collected
 from trlearner.consistency import Mixture, Normalize, mixture_kind
 from trlearner.encoders.extractor import Extractor
-from trlearner.encoders.protocol import Encoder, embed_tasks
+from trlearner.encoders.protocol import Encoder
 from trlearner.engines import compiled, guard
 from trlearner.engines.choose import ENGINES, SELF_CHOSEN, settle, settled
 from trlearner.engines.graph import NotCompilable
 from trlearner.engines.tune import fastest
 from trlearner.functional import random_state, random_state_kept, set_random_state, tensors
 from trlearner.learners.protocol import Learner
-from trlearner.meta_step import PREFIX, meta_step, relation_term, selected, state_of_loss
+from trlearner.meta_step import PREFIX, described, meta_step, relation_term, state_of_loss
 from trlearner.options import OPTIONS, Align, check_options
 from trlearner.output import Draws, Output, Term
 from trlearner.regularized import Regularized
@@ -220,8 +220,7 @@ class TRLearner(nn.Module):
             state = learner.state() | self.prepared(learner, batch)
             features = engine.embed(learner, state, support.x, support.mask)
             fast = engine.adapt(learner, state, features, support, self.loss_fn, learner.steps)
-            telling = selected(self, learner, state, batch)
-            embeddings = embed_tasks(self.encoder, engine, learner, state, telling, fast)
+            embeddings = described(self, engine, learner, state, batch, fast)
             return relation_matrix(embeddings, self.relation.weight)
 
     def _watching(self) -> Monitor | None:

@@ -1,0 +1,139 @@
+"""Some models asked about some tasks, and their answers mixed."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from einops import einsum
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from trlearner.chunks import cross_in_chunks
+from trlearner.consistency import log_weights, nearest
+from trlearner.distributed.asked import Asked
+from trlearner.functional import take
+from trlearner.learners.protocol import Learner
+from trlearner.meta_step import Settings
+from trlearner.seam import Engine
+from trlearner.types import Fast, State
+
+
+def pairs_of(settings: Settings, relations: Tensor, first: int, own: int) -> tuple[Tensor, Tensor]:
+    """Which of this rank's models are asked about which tasks: ``tasks [pairs], models [pairs]``."""
+    total = len(relations)
+    if settings.top_k is None or settings.top_k >= total - 1:
+        every = torch.arange(total, device=relations.device)
+        return every.repeat(own), every[:own].repeat_interleave(total)
+    neighbours = nearest(relations.detach(), settings.top_k)
+    tasks, places = ((neighbours >= first) & (neighbours < first + own)).nonzero(as_tuple=True)
+    return tasks, neighbours[tasks, places] - first
+
+
+def predictions_of(
+    settings: Settings,
+    engine: Engine,
+    learner: Learner,
+    state: State,
+    fast: Fast,
+    whole: Asked,
+    tasks: Tensor,
+    models: Tensor,
+) -> Tensor:
+    """What models say of tasks: ``[pairs, queries, ...]``.
+
+    Args:
+        settings: Of the regularizer.
+        engine: Asks this rank's models.
+        learner: Whose models these are.
+        state: As in `meta_step`.
+        fast: This rank's models.
+        whole: What all ranks bring.
+        tasks: Of each pair, among those of all ranks ``[pairs]``.
+        models: Of each pair, among this rank's ``[pairs]``.
+    """
+    total = len(whole.features)
+    if len(tasks) == total * len(next(iter(fast.values()))):
+        crossed = cross_in_chunks(
+            engine, learner, state, fast, whole.features, whole.mask, None, settings.chunk_size
+        )
+        says = crossed.flatten(0, 1)
+    else:
+        size = len(tasks) if settings.chunk_size is None else settings.chunk_size * total
+        says = torch.cat(
+            [
+                _asked(engine, learner, state, fast, whole, i, j, size < len(tasks))
+                for i, j in zip(tasks.split(size), models.split(size), strict=True)
+            ]
+        )
+    return says if whole.choice is None else take(says, whole.choice[tasks])
+
+
+def _asked(
+    engine: Engine,
+    learner: Learner,
+    state: State,
+    fast: Fast,
+    whole: Asked,
+    tasks: Tensor,
+    models: Tensor,
+    anew: bool,
+) -> Tensor:
+    chosen = {name: values[models] for name, values in fast.items()}
+    mask = None if whole.mask is None else whole.mask[tasks]
+    arguments = learner, state, chosen, whole.features[tasks], mask
+    if not anew:
+        return engine.predict(*arguments)
+    found: Tensor = checkpoint(engine.predict, *arguments, use_reentrant=False)
+    return found
+
+
+def mix_pairs(
+    says: Tensor,
+    weights: Tensor,
+    tasks: Tensor,
+    total: int,
+    mixture: Literal["values", "logits"],
+    alignment: Tensor | None,
+) -> Tensor:
+    """As `consistency.mix`, of pairs: ``[pairs, queries, ...] -> [tasks, queries, ...]``.
+
+    A task that is in no pair is told nothing: zeros, or logarithms of zero.
+
+    Args:
+        says: f_j(X_i) of each pair.
+        weights: w_ij of each pair ``[pairs]``.
+        tasks: i of each pair ``[pairs]``.
+        total: How many tasks there are.
+        mixture: What is mixed.
+        alignment: A_ji of each pair ``[pairs, classes, classes]``.
+    """
+    share = weights.reshape(-1, *[1] * (says.ndim - 1))
+    if mixture == "values":
+        if alignment is not None:
+            says = einsum(
+                says,
+                alignment,
+                "pairs queries theirs, pairs classes theirs -> pairs queries classes",
+            )
+        terms = share * says
+        return terms.new_zeros(total, *terms.shape[1:]).index_add(0, tasks, terms)
+    if says.ndim != 3 or says.shape[-1] < 2:
+        raise ValueError(
+            "mixture='logits' needs predictions [tasks, queries, classes] of at least two classes, got "
+            f"{list(says.shape)}. Pass mixture='values' if these are no class logits."
+        )
+    logs = says.log_softmax(-1)
+    if alignment is not None:
+        logs = torch.logsumexp(logs[..., None, :] + log_weights(alignment)[:, None], dim=-1)
+    terms = logs + log_weights(share)
+    # A sum of exponentials by tasks; where no weight is above zero it is empty, and gradients stay finite.
+    with torch.no_grad():
+        top = terms.new_full((total, *terms.shape[1:]), -math.inf)
+        rows = tasks.reshape(-1, *[1] * (terms.ndim - 1)).expand_as(terms)
+        top = top.scatter_reduce(0, rows, terms, "amax")
+        top = torch.where(top.isfinite(), top, 0.0)
+    summed = torch.zeros_like(top).index_add(0, tasks, (terms - top[tasks]).exp())
+    some = summed > 0
+    return torch.where(some, torch.where(some, summed, 1.0).log() + top, -math.inf)
