@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from trlearner.batch import TaskBatch
@@ -83,6 +84,20 @@ def check_sampler(regularizer: TRLearner) -> None:
             f"{type(regularizer.sampler).__name__}: TRLearner would tell it of, and let it weigh, this "
             "rank's tasks only. Leave sampler out of TRLearner: let every rank draw its tasks with a "
             "sampler of its own, and call sampler.update(learner, batch) before optimizer.step()."
+        )
+
+
+def check_ddp(ddp: DistributedDataParallel) -> None:
+    """Refuse an option with which gradients would not be summed in the first step.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    if ddp.static_graph:
+        raise ValueError(
+            "static_graph must be left out, got True: DistributedDataParallel then waits for tensors that it "
+            "does not find in an Output. MetaStep needs neither that nor find_unused_parameters: its graph "
+            "reaches every parameter in every step."
         )
 
 

@@ -10,7 +10,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trlearner.batch import TaskBatch
-from trlearner.distributed.check import check_launch, check_lazy, check_parts, check_sampler
+from trlearner.distributed.check import (
+    check_ddp,
+    check_launch,
+    check_lazy,
+    check_parts,
+    check_sampler,
+)
 from trlearner.distributed.collective import Ranks
 from trlearner.distributed.gradients import reduced_by
 from trlearner.distributed.plan import make_plan
@@ -100,7 +106,10 @@ class MetaStep(nn.Module):
                 copy = batch and batch.replace(batch.support.clone(), batch.query.clone())
                 return self.forward(copy)
         ranks = Ranks.of(self.group)
-        ddp = getattr(DistributedDataParallel, "_active_ddp_module", None) is not None
+        around = getattr(DistributedDataParallel, "_active_ddp_module", None)
+        ddp = around is not None
+        if around is not None:
+            check_ddp(around)
         mean = self.reduction == "mean" or (self.reduction == "auto" and ddp)
         plan = make_plan(ranks, learner, reg, batch, self._steps, self.check)
         self._steps += 1
