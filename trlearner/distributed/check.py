@@ -88,7 +88,7 @@ def check_sampler(regularizer: TRLearner) -> None:
 
 
 def check_ddp(ddp: DistributedDataParallel) -> None:
-    """Refuse an option with which gradients would not be summed in the first step.
+    """Refuse an option with which DDP leaves gradients unsummed.
 
     Raises:
         ValueError: Naming it.
