@@ -20,6 +20,12 @@ def other_options(rank: int, size: int) -> None:
     step(batch)
 
 
+def other_check(rank: int, size: int) -> None:
+    step, batch = made()
+    step.check = rank == 0
+    step(batch)
+
+
 def other_shapes(rank: int, size: int) -> None:
     step, batch = made()
     if rank:
@@ -102,6 +108,7 @@ ERRORS = {
         "ValueError",
         r"(?s)alike on all ranks.*\n  lam: 0.1 on rank 0, 1.1 on rank 1\n",
     ),
+    other_check: ("ValueError", r"\n  check: True on rank 0, False on rank 1\n"),
     other_shapes: (
         "ValueError",
         r"predictions must be alike.*\[3\] of torch.float64 on rank 0, \[2, 3\] of",

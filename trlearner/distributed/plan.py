@@ -64,7 +64,7 @@ def make_plan(
     header, error = Header(failed=1), None
     try:
         check_call(learner, reg, batch)
-        options = agreement.options_of(learner, reg, steps)
+        options = agreement.options_of(learner, reg, steps) | {"check": str(compare)}
         if compare:
             bits = agreement.fingerprints(agreement.parameters_of(learner, reg))
         header = Header(
@@ -82,8 +82,6 @@ def make_plan(
         raise error
     agreement.check_same(ranks, headers, options, bits)
     counts = [h.tasks for h in headers]
-    if batch is not None:
-        reg.check_call(learner, batch, sum(counts))
     queries = max(h.queries for h in headers)
     uneven = len({h.queries for h in headers if h.tasks}) > 1
     if batch is not None and (uneven or any(h.masked for h in headers)):

@@ -123,6 +123,7 @@ class RankStep:
 
     def _alone(self, batch: TaskBatch) -> Local:
         learner, reg, plan, state, query = self.learner, self.reg, self.plan, self.now, batch.query
+        reg.check_call(learner, batch, sum(plan.counts))  # warns of too few tasks
         engine = learner.check(batch.support, reg.loss_fn, query)
         if engine.name in compiled.NAMES:  # "auto" that has settled for it
             engine = ENGINES["batched"]
