@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trlearner import align
 from trlearner.batch import TaskBatch
-from trlearner.chunks import cross_in_chunks
+from trlearner.chunks import mixed_in_chunks
 from trlearner.consistency import (
     Mixture,
     Normalize,
@@ -183,14 +183,22 @@ def _mixture(
         if alignment is not None:
             tasks = torch.arange(len(batch), device=neighbours.device)
             alignment = alignment[neighbours, tasks]
-    predictions = cross_in_chunks(
-        engine, learner, state, fast, asked.features, asked.mask, neighbours, settings.chunk_size
-    )
-    if asked.later is not None:
-        tasks = torch.arange(len(batch), device=predictions.device)[:, None]
-        predictions = predictions[:, tasks, asked.later]
     kind = mixture_kind(settings.mixture, batch.query.y, settings.normalize)
-    return mix(predictions, weights, kind, alignment), asked.chosen
+
+    def ask(part: slice) -> Tensor:
+        some = {n: v[part] for n, v in fast.items()} if neighbours is None else fast
+        who = None if neighbours is None else neighbours[part]
+        found = engine.cross(learner, state, some, asked.features, asked.mask, who)
+        if asked.later is None:
+            return found
+        return found[:, torch.arange(len(batch), device=found.device)[:, None], asked.later]
+
+    def mixed(answers: Tensor, part: slice) -> Tensor:
+        return mix(answers, weights[:, part], kind, None if alignment is None else alignment[part])
+
+    models = len(batch) if neighbours is None else len(neighbours)
+    found = mixed_in_chunks(ask, mixed, models, settings.chunk_size, adds=kind == "values")
+    return found, asked.chosen
 
 
 def prototypes_of(

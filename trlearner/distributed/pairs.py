@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 from einops import einsum
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from trlearner.chunks import cross_in_chunks
+from trlearner.chunks import mixed_in_chunks
 from trlearner.consistency import log_weights, nearest
 from trlearner.distributed.asked import Asked
 from trlearner.functional import take
@@ -31,7 +30,7 @@ def pairs_of(settings: Settings, relations: Tensor, first: int, own: int) -> tup
     return tasks, neighbours[tasks, places] - first
 
 
-def predictions_of(
+def mixture_of(
     settings: Settings,
     engine: Engine,
     learner: Learner,
@@ -40,8 +39,11 @@ def predictions_of(
     whole: Asked,
     tasks: Tensor,
     models: Tensor,
+    weights: Tensor,
+    mixture: Literal["values", "logits"],
+    alignment: Tensor | None,
 ) -> Tensor:
-    """What models say of tasks: ``[pairs, queries, ...]``.
+    """What this rank's models say of all tasks, mixed: ``[tasks, queries, ...]``.
 
     Args:
         settings: Of the regularizer.
@@ -52,41 +54,30 @@ def predictions_of(
         whole: What all ranks bring.
         tasks: Of each pair, among those of all ranks ``[pairs]``.
         models: Of each pair, among this rank's ``[pairs]``.
+        weights: Of each pair ``[pairs]``.
+        mixture: What is mixed.
+        alignment: Of each pair ``[pairs, classes, classes]``, if classes are aligned.
     """
     total = len(whole.features)
-    if len(tasks) == total * len(next(iter(fast.values()))):
-        crossed = cross_in_chunks(
-            engine, learner, state, fast, whole.features, whole.mask, None, settings.chunk_size
-        )
-        says = crossed.flatten(0, 1)
-    else:
-        size = len(tasks) if settings.chunk_size is None else settings.chunk_size * total
-        says = torch.cat(
-            [
-                _asked(engine, learner, state, fast, whole, i, j, size < len(tasks))
-                for i, j in zip(tasks.split(size), models.split(size), strict=True)
-            ]
-        )
-    return says if whole.choice is None else take(says, whole.choice[tasks])
+    every = len(tasks) == total * len(next(iter(fast.values())))
 
+    def ask(part: slice) -> Tensor:
+        who, what, features, mask = models[part], tasks[part], whole.features, whole.mask
+        if every:  # model by model, which each run once over all tasks
+            some = {n: v[part.start // total : part.stop // total] for n, v in fast.items()}
+            says = engine.cross(learner, state, some, features, mask, None).flatten(0, 1)
+        else:
+            some = {n: v[who] for n, v in fast.items()}
+            mask = None if mask is None else mask[what]
+            says = engine.predict(learner, state, some, features[what], mask)
+        return says if whole.choice is None else take(says, whole.choice[what])
 
-def _asked(
-    engine: Engine,
-    learner: Learner,
-    state: State,
-    fast: Fast,
-    whole: Asked,
-    tasks: Tensor,
-    models: Tensor,
-    anew: bool,
-) -> Tensor:
-    chosen = {name: values[models] for name, values in fast.items()}
-    mask = None if whole.mask is None else whole.mask[tasks]
-    arguments = learner, state, chosen, whole.features[tasks], mask
-    if not anew:
-        return engine.predict(*arguments)
-    found: Tensor = checkpoint(engine.predict, *arguments, use_reentrant=False)
-    return found
+    def mixed(says: Tensor, part: slice) -> Tensor:
+        aligned = None if alignment is None else alignment[part]
+        return mix_pairs(says, weights[part], tasks[part], total, mixture, aligned)
+
+    size = None if settings.chunk_size is None else settings.chunk_size * total
+    return mixed_in_chunks(ask, mixed, len(tasks), size, adds=mixture == "values")
 
 
 def mix_pairs(

@@ -15,7 +15,7 @@ from trlearner.distributed.asked import Asked
 from trlearner.distributed.collective import Ranks
 from trlearner.distributed.exchange import exchange
 from trlearner.distributed.kind import Kind
-from trlearner.distributed.pairs import mix_pairs, pairs_of, predictions_of
+from trlearner.distributed.pairs import mixture_of, pairs_of
 from trlearner.learners.protocol import Learner
 from trlearner.meta_step import PREFIX, Settings, aligned
 from trlearner.relation import relation_matrix
@@ -87,10 +87,11 @@ def relate_ranks(
     tasks, models = pairs_of(settings, relations, first, own)
     mixed = _nothing(whole, weights, outputs, mixture)
     if engine is not None and len(tasks):
-        says = predictions_of(settings, engine, learner, state, fast, whole, tasks, models)
         matched = None if alignment is None else alignment[models, tasks]
         shares = weights[tasks, first + models]
-        mixed = mix_pairs(says, shares, tasks, len(weights), mixture, matched)
+        mixed = mixture_of(
+            settings, engine, learner, state, fast, whole, tasks, models, shares, mixture, matched
+        )
     parts = exchange(ranks, mixed, counts)
     together = parts.sum(0) if mixture == "values" else parts.logsumexp(0)
     confidence = None if whole.prototypes is None else _confidence(alignment, first, weights)
