@@ -30,9 +30,13 @@ from trlearner.experiments.checkpoint import write_json
 import trlearner as tr
 
 BASE = {"tasks": 16, "steps": 5, "hidden": 40, "chunk": 0}  # a chunk of 0 is no chunk
-TASKS = (16, 64, 256, 512, 1024, 2048, 4096)
+TASKS = (16, 64, 256, 1024, 4096)
+OVER_TASKS = [
+    *({**BASE, "tasks": tasks, "chunk": chunk} for chunk in (0, 64) for tasks in TASKS),
+    *({**BASE, "tasks": tasks, "chunk": 8} for tasks in TASKS[:-1]),
+]
 CASES = [
-    *({**BASE, "tasks": tasks, "chunk": chunk} for chunk in (0, 64, 8) for tasks in TASKS),
+    *OVER_TASKS,
     *({**BASE, "tasks": 64, "steps": steps} for steps in (1, 2, 5, 10, 20)),
     *({**BASE, "hidden": hidden} for hidden in (40, 100, 200, 400, 800)),
 ]
@@ -96,7 +100,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    count = len(CASES) - 10
+    count = len(OVER_TASKS)
     parts = {"tasks": rows[:count], "steps": rows[count:-5], "hidden": rows[-5:]}
     for axes, (name, part) in zip(panels, parts.items(), strict=True):
         for chunk in dict.fromkeys(row["chunk"] for row in part):
