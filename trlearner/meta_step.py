@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trlearner import align
 from trlearner.batch import TaskBatch
+from trlearner.budget import within_budget
 from trlearner.chunks import mixed_in_chunks
 from trlearner.consistency import (
     Mixture,
@@ -22,7 +23,7 @@ from trlearner.encoders.extractor import HasExtractor
 from trlearner.encoders.protocol import Encoder, HasPrototypes, embed_tasks
 from trlearner.functional import pure_call, tensors
 from trlearner.learners.protocol import Learner
-from trlearner.options import Align
+from trlearner.options import Align, ChunkSize
 from trlearner.output import Draws, Output, Term
 from trlearner.questions import questions
 from trlearner.relation import relation_matrix
@@ -45,7 +46,8 @@ class Settings(Protocol):
     mixture: Mixture
     align: Align
     top_k: int | None
-    chunk_size: int | None
+    chunk_size: ChunkSize
+    memory_budget: int | None
     select: Select | None
 
 
@@ -197,7 +199,10 @@ def _mixture(
         return mix(answers, weights[:, part], kind, None if alignment is None else alignment[part])
 
     models = len(batch) if neighbours is None else len(neighbours)
-    found = mixed_in_chunks(ask, mixed, models, settings.chunk_size, adds=kind == "values")
+    size = settings.chunk_size
+    if size == "auto":
+        size = within_budget(ask, models, settings.memory_budget, features)
+    found = mixed_in_chunks(ask, mixed, models, size, adds=kind == "values")
     return found, asked.chosen
 
 

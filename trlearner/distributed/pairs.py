@@ -9,6 +9,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from trlearner.budget import within_budget
 from trlearner.chunks import mixed_in_chunks
 from trlearner.consistency import log_weights, nearest
 from trlearner.distributed.asked import Asked
@@ -59,7 +60,8 @@ def mixture_of(
         alignment: Of each pair ``[pairs, classes, classes]``, if classes are aligned.
     """
     total = len(whole.features)
-    every = len(tasks) == total * len(next(iter(fast.values())))
+    own = len(next(iter(fast.values())))
+    every = len(tasks) == total * own
 
     def ask(part: slice) -> Tensor:
         who, what, features, mask = models[part], tasks[part], whole.features, whole.mask
@@ -76,7 +78,13 @@ def mixture_of(
         aligned = None if alignment is None else alignment[part]
         return mix_pairs(says, weights[part], tasks[part], total, mixture, aligned)
 
-    size = None if settings.chunk_size is None else settings.chunk_size * total
+    size = settings.chunk_size
+    if size == "auto":
+        # What one model is asked about all tasks is the measure.
+        size = within_budget(
+            lambda _: ask(slice(0, total)), own, settings.memory_budget, whole.features
+        )
+    size = None if size is None else size * total
     return mixed_in_chunks(ask, mixed, len(tasks), size, adds=mixture == "values")
 
 
