@@ -204,6 +204,11 @@ def problems(counts: Sequence[int]) -> dict[str, Problem]:
         "ranks of other sizes": dealt(sizes="queries", options=some),
         "chunks": dealt(options={"chunk_size": 1}),
         "chunks, top_k": dealt(options={"chunk_size": 1, "top_k": 2}),
+        "chunks, auto": dealt(options={"chunk_size": "auto", "memory_budget": 1}),
+        "chunks, auto, top_k": dealt(
+            "anil", options={"chunk_size": "auto", "memory_budget": 10**4, "top_k": 2}
+        ),
+        "chunks, logits": dealt(**ALIGNED, options={"align": "sinkhorn", "chunk_size": 2}),
         "lam 0": dealt(options={"lam": 0.0}),
         "select": dealt(options={"select": 0.5}),
         "select, masks": dealt(sizes="unequal", options={**some, "select": 0.5, "top_k": 1}),
