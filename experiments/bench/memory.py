@@ -33,7 +33,7 @@ BASE = {"tasks": 16, "steps": 5, "hidden": 40, "chunk": 0}  # a chunk of 0 is no
 TASKS = (16, 64, 256, 1024, 4096)
 OVER_TASKS = [
     *({**BASE, "tasks": tasks, "chunk": chunk} for chunk in (0, 64) for tasks in TASKS),
-    *({**BASE, "tasks": tasks, "chunk": 8} for tasks in TASKS[:-1]),
+    *({**BASE, "tasks": tasks, "chunk": 8} for tasks in TASKS[:-2]),
 ]
 CASES = [
     *OVER_TASKS,
@@ -56,8 +56,9 @@ def step(tasks: int, steps: int, hidden: int, chunk: int) -> dict[str, float]:
         nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
     )
     learner = tr.MAML(net, lr=work.rate, steps=steps, engine="batched")
-    reg = tr.TRLearner(work.encoder(net), chunk_size=chunk or None)
+    reg = tr.TRLearner(work.encoder(net), chunk_size=1)
     reg(learner, work.batch[:3]).loss.backward()  # what is loaded once is loaded now
+    reg.chunk_size = chunk or None
     before, started = peak(), time.perf_counter()
     reg(learner, work.batch).loss.backward()
     return {"bytes": peak() - before, "seconds": time.perf_counter() - started}
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
-    for case in CASES:
+    for case in sorted(CASES, key=lambda case: case["tasks"]):  # what takes long comes last
         if any(case.items() <= row.items() for row in rows):
             continue
         rows.append(measured(case, options.limit))
