@@ -4,10 +4,10 @@
 
 The model of one meta-step on W ranks with T tasks, of which the fullest rank has t = ceil(T / W):
 
-    seconds = [ a * P * t + c * P * t * T * q ] * max(1, W / cores) + n * W' * latency + bytes / bandwidth + o
+    seconds = [ a * P * t + c * P * t * T * q + o ] * max(1, W / cores) + n * W' * latency + bytes / bandwidth
 
 P is the number of parameters in thousands, q the share of the queries, bytes what `traffic` counts, W' =
-W - 1 and n the number of collectives. a, c, latency, 1 / bandwidth and o are fitted, none below zero.
+W - 1 and n the number of collectives. a, c, o, latency and 1 / bandwidth are fitted, none below zero.
 
 ``--say loopback.json`` prints what the model says of other numbers of devices. It measures nothing.
 """
@@ -41,6 +41,7 @@ SIZES = [
     for tasks in (4, 16, 32)
     for hidden, queries in ((40, 1.0), (40, 0.3), (160, 0.3), (400, 0.3))
 ]
+DIM = 32  # of an embedding
 TERMS = ("adapt", "cross", "latency", "per byte", "overhead")
 
 
@@ -50,12 +51,20 @@ def network(hidden: int) -> nn.Module:
     )
 
 
+def made(hidden: int, queries: float) -> tuple[tr.MAML, tr.TRLearner]:
+    learner = tr.MAML(network(hidden), lr=0.01, steps=5, engine="batched")
+    encoder = tr.LabelledEncoder(None, dim=DIM, features=1, targets=1)
+    return learner, tr.TRLearner(encoder=encoder, queries=queries)
+
+
+def numbers_of(*modules: nn.Module) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
 def one(size: dict[str, Any], repeats: int) -> dict[str, Any]:
     """Times one size on all ranks; the median step of the slowest rank, in seconds."""
     torch.manual_seed(0)
-    learner = tr.MAML(network(size["hidden"]), lr=0.01, steps=5, engine="batched")
-    encoder = tr.LabelledEncoder(None, dim=32, features=1, targets=1)
-    reg = tr.TRLearner(encoder=encoder, queries=size["queries"])
+    learner, reg = made(size["hidden"], size["queries"])
     broadcast(learner, reg)
     x = 10 * torch.rand(size["tasks"], 15, 1) - 5
     y = torch.sin(x + torch.rand(size["tasks"], 1, 1))
@@ -74,11 +83,10 @@ def one(size: dict[str, Any], repeats: int) -> dict[str, Any]:
     seen = traffic()
     told: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(told, (statistics.median(seconds), min(seconds), seen.sent, seen.calls))
-    parameters = sum(p.numel() for p in learner.parameters())
     return {
         **size,
         "ranks": dist.get_world_size(),
-        "parameters": parameters,
+        "parameters": numbers_of(learner),
         "seconds": max(t[0] for t in told),
         "fastest": max(t[1] for t in told),
         "bytes": max(t[2] for t in told),
@@ -86,9 +94,15 @@ def one(size: dict[str, Any], repeats: int) -> dict[str, Any]:
     }
 
 
-def work(rank: int, size: int, port: int, repeats: int, out: str) -> None:
+def meeting() -> str:
+    """Where ranks of this machine meet."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{s.getsockname()[1]}"
+
+
+def work(rank: int, size: int, address: str, repeats: int, out: str) -> None:
     torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
     rows = [one(s, repeats) for s in SIZES]
     if rank == 0:
@@ -121,20 +135,31 @@ def fit(rows: list[dict[str, Any]], cores: int) -> NDArray[np.float64]:
     return np.asarray(found / scale)
 
 
-def step_bytes(ranks: int, tasks: int, parameters: int, row: int, mixture: int) -> int:
+def step_bytes(
+    ranks: int,
+    tasks: int,
+    parameters: int,
+    embedding: int,
+    queries: int,
+    mixture: int,
+    headers: int = 680,
+) -> int:
     """What the fullest rank sends in one step of MAML.
 
     Args:
         ranks: How many.
         tasks: In all.
-        parameters: Bytes of all parameters.
-        row: Bytes of a task's embedding and queries.
-        mixture: Bytes of what is said of a task's queries.
+        parameters: Bytes of all parameters, the regularizer's included.
+        embedding: Bytes of a task's.
+        queries: Bytes of the inputs of a task's chosen queries.
+        mixture: Bytes of what is said of these.
+        headers: Bytes of headers and losses; without DDP there is one more for each parameter tensor.
     """
     most = math.ceil(tasks / ranks)
-    gathered = (ranks - 1) * most * row
-    mixtures = (tasks - most) * mixture + (ranks - 1) * most * mixture
-    return gathered + mixtures + 2 * (ranks - 1) * parameters // ranks
+    forth = (ranks - 1) * most * (embedding + queries) + (tasks - most) * mixture
+    back = (tasks - most) * embedding + (ranks - 1) * most * mixture
+    told = (ranks - 1) * headers
+    return told + forth + back + 2 * (ranks - 1) * parameters // ranks
 
 
 def say(path: Path, latency: float = 50e-6, bandwidth: float = 10e9) -> None:
@@ -144,7 +169,9 @@ def say(path: Path, latency: float = 50e-6, bandwidth: float = 10e9) -> None:
     size, plus its bytes over `bandwidth`; no rank waits for a slower one; top_k costs its share of the pairs.
     """
     fitted = json.loads(path.read_text())["fitted"]
-    parameters, queries, calls = 161_601, 0.3, 11
+    queries, calls = 0.3, 9
+    learner, reg = made(400, queries)
+    parameters = numbers_of(learner)
     print(f"a MODEL's statement, not a measurement: {parameters} parameters, 4 tasks a rank")
     for ranks in (1, 8, 512):
         for top_k in (None, 8):
@@ -153,7 +180,9 @@ def say(path: Path, latency: float = 50e-6, bandwidth: float = 10e9) -> None:
             weight = parameters / 1000
             compute = fitted["overhead"] + 4 * weight * fitted["adapt"]
             cross = 4 * weight * asked * queries * fitted["cross"]
-            sent = step_bytes(ranks, tasks, 4 * parameters, 4 * (32 + 3 * 2), 4 * 3)
+            sent = step_bytes(
+                ranks, tasks, 4 * numbers_of(learner, reg), 4 * DIM, 4 * 3, 4 * 3
+            )  # float32, and 3 of 10 queries of one input and one output
             wire = calls * latency * math.log2(ranks) + sent / bandwidth
             print(
                 f"{ranks:>4} devices, {tasks:>5} tasks, top_k={top_k!s:>4}: adapt {compute:.4f} s, cross "
@@ -174,11 +203,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for size in options.ranks:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
         part = options.out.with_suffix(".part")
-        mp.spawn(work, args=(size, port, options.repeats, str(part)), nprocs=size)  # type: ignore[no-untyped-call]
+        ranks = (size, meeting(), options.repeats, str(part))
+        mp.spawn(work, args=ranks, nprocs=size)  # type: ignore[no-untyped-call]
         rows += json.loads(part.read_text())
         part.unlink()
     cores = len(os.sched_getaffinity(0))

@@ -1,12 +1,19 @@
 """How the whole suite runs: one thread a worker, shape checks on, nothing left to chance."""
 
+from __future__ import annotations
+
 import os
 import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import hypothesis
 import jaxtyping
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from ranks import Ranks
 
 torch.set_num_threads(1)  # two workers on two cores; more threads only fight each other
 
@@ -35,6 +42,26 @@ def pytest_ignore_collect(collection_path):
     is_helper = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
     inside = collection_path.is_relative_to(os.path.dirname(__file__))
     return True if is_helper and inside else None
+
+
+@pytest.fixture(scope="session")
+def two() -> Iterator[Ranks]:
+    """Two ranks; `two(case)` is what `case(rank, size)` returns on each."""
+    yield from _ranks(2)
+
+
+@pytest.fixture(scope="session")
+def four() -> Iterator[Ranks]:
+    """Four ranks."""
+    yield from _ranks(4)
+
+
+def _ranks(size: int) -> Iterator[Ranks]:
+    from ranks import Ranks
+
+    found = Ranks(size)
+    yield found
+    found.close()
 
 
 @pytest.fixture(autouse=True)

@@ -119,6 +119,21 @@ def test_chunks_change_nothing(engine: str, top_k: int | None, chunk: int) -> No
         close(found[key], wanted[key], EXACT)
 
 
+@pytest.mark.parametrize("engine", contracts.EAGER)
+@pytest.mark.parametrize("options", [{}, {"align": "sinkhorn"}, {"align": "sinkhorn", "top_k": 3}])
+def test_chunks_change_nothing_for_classes(engine: str, options: dict[str, object]) -> None:
+    """A chunk may be a task's own model alone, whose weight is 0 and has no logarithm."""
+    learner = contracts.learner("maml", contracts.net(), engine)
+    batch = contracts.class_batch(tasks=5)
+    whole = regularizer(loss_fn=cross_entropy, **options)
+    chunked = regularizer(loss_fn=cross_entropy, chunk_size=1, **options)
+    a, b = (reg(learner, batch) for reg in (whole, chunked))
+    close(b.loss, a.loss, EXACT)
+    found, wanted = (contracts.gradients(o.loss, learner, r) for o, r in ((b, chunked), (a, whole)))
+    for key in wanted:
+        close(found[key], wanted[key], EXACT)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("align", ["none", "sinkhorn"])
 def test_top_k_asks_only_the_nearest_and_equals_the_full_mixture(engine: str, align: str) -> None:

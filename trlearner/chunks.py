@@ -1,51 +1,56 @@
-"""Cross predictions within a bound on memory."""
+"""Answers of many models within a bound on memory."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from trlearner.seam import Engine, TaskLearner
-from trlearner.types import Fast, State
+Part = slice
 
 
-def cross_in_chunks(
-    engine: Engine,
-    learner: TaskLearner,
-    state: State,
-    fast: Fast,
-    features: Tensor,
-    mask: Tensor | None,
-    neighbours: Tensor | None,
+def mixed_in_chunks(
+    ask: Callable[[Part], Tensor],
+    mixed: Callable[[Tensor, Part], Tensor],
+    total: int,
     size: int | None,
+    adds: bool,
 ) -> Tensor:
-    """`Engine.cross`, keeping the activations of at most `size` models at once.
+    """``mixed(ask(all), all)``, keeping the activations of at most `size` answers at once.
 
-    The others are computed again in the backward pass, with the same random draws.
+    The others are computed again in the backward pass, with the same random draws. Where mixtures add up,
+    not even the answers are kept.
 
     Args:
-        engine: Runs the tasks.
-        learner: Whose functions are run.
-        state: Its parameters and buffers.
-        fast: What adaptation made of each task.
-        features: What `embed` made of the queries, ``[tasks, queries, ...]``.
-        mask: ``[tasks, queries]``, true where a query is real.
-        neighbours: ``[models, tasks]``, whom to ask for each task; ``None`` asks all.
-        size: How many models; ``None`` for all at once.
+        ask: For some of the answers, along their first axis.
+        mixed: For the mixture of some of the answers.
+        total: How many answers there are.
+        size: How many at once; ``None`` for all.
+        adds: Whether the mixture of all is the sum of the mixtures of parts.
 
-    Returns:
-        ``[models, tasks, queries, *outputs]``.
+    Example:
+        >>> x = torch.arange(6.0)
+        >>> mixed_in_chunks(lambda part: x[part] ** 2, lambda y, part: y.sum(), 6, 4, adds=True)
+        tensor(55.)
     """
-    models = len(next(iter(fast.values()))) if neighbours is None else len(neighbours)
-    if size is None or size >= models:
-        return engine.cross(learner, state, fast, features, mask, neighbours)
-    chunks = []
-    for first in range(0, models, size):
-        part = slice(first, first + size)
-        some = {n: v[part] for n, v in fast.items()} if neighbours is None else fast
-        who = None if neighbours is None else neighbours[part]
-        chunks.append(
-            checkpoint(engine.cross, learner, state, some, features, mask, who, use_reentrant=False)
-        )
-    return torch.cat(chunks)
+    whole = slice(0, total)
+    if size is None or size >= total:
+        return mixed(ask(whole), whole)
+    parts = [slice(first, min(first + size, total)) for first in range(0, total, size)]
+    if not adds:
+        return mixed(torch.cat([_again(ask, part) for part in parts]), whole)
+
+    def answer(part: Part) -> Tensor:
+        return mixed(ask(part), part)
+
+    found = _again(answer, parts[0])
+    for part in parts[1:]:
+        found = found + _again(answer, part)
+    return found
+
+
+def _again(function: Callable[[Part], Tensor], part: Part) -> Tensor:
+    found: Tensor = checkpoint(function, part, use_reentrant=False)
+    return found

@@ -119,12 +119,13 @@ def mix(
         )
     logs = predictions.log_softmax(-1)
     if alignment is not None:
-        logs = torch.logsumexp(logs[..., None, :] + _log(alignment)[:, :, None], dim=-1)
+        logs = torch.logsumexp(logs[..., None, :] + log_weights(alignment)[:, :, None], dim=-1)
     # Zero weights are masked before the logarithm, or the gradient is NaN.
-    return torch.logsumexp(logs + _log(share), dim=0)
+    return torch.logsumexp(logs + log_weights(share), dim=0)
 
 
-def _log(weights: Tensor) -> Tensor:
+def log_weights(weights: Tensor) -> Tensor:
+    """Their logarithms, minus infinity where they are not above zero; gradients stay finite."""
     positive = weights > 0
     return torch.where(positive, torch.where(positive, weights, 1.0).log(), -torch.inf)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from trlearner import align
 from trlearner.batch import TaskBatch
-from trlearner.chunks import cross_in_chunks
+from trlearner.budget import within_budget
+from trlearner.chunks import mixed_in_chunks
 from trlearner.consistency import (
     Mixture,
     Normalize,
@@ -20,10 +21,11 @@ from trlearner.consistency import (
 )
 from trlearner.encoders.extractor import HasExtractor
 from trlearner.encoders.protocol import Encoder, HasPrototypes, embed_tasks
-from trlearner.functional import pure_call, take, tensors
+from trlearner.functional import pure_call, tensors
 from trlearner.learners.protocol import Learner
-from trlearner.options import Align
+from trlearner.options import Align, ChunkSize
 from trlearner.output import Draws, Output, Term
+from trlearner.questions import questions
 from trlearner.relation import relation_matrix
 from trlearner.sampler.select import Select, select_samples
 from trlearner.samples import Samples
@@ -44,7 +46,8 @@ class Settings(Protocol):
     mixture: Mixture
     align: Align
     top_k: int | None
-    chunk_size: int | None
+    chunk_size: ChunkSize
+    memory_budget: int | None
     select: Select | None
 
 
@@ -66,12 +69,7 @@ def meta_step(
         batch: The tasks.
         draws: λ, the temperature and the random choices.
     """
-    support, query, loss_fn = batch.support, batch.query, loss_in(settings.loss_fn, state)
-    features = engine.embed(learner, state, support.x, support.mask)
-    fast = engine.adapt(learner, state, features, support, loss_fn, learner.steps)
-    asked = engine.embed(learner, state, query.x, query.mask)
-    predictions = engine.predict(learner, state, fast, asked, query.mask)
-    losses = engine.loss(loss_fn, predictions, query.y, query.mask)
+    fast, asked, predictions, losses = own_part(settings, engine, learner, state, batch)
     own = losses.mean() if draws.task_weights is None else (draws.task_weights * losses).sum()
     seen = predictions.detach()
     if not draws.related:
@@ -79,6 +77,27 @@ def meta_step(
     term = relation_term(settings, engine, learner, state, batch, fast, asked, draws)
     loss, related = own + draws.lam * term.loss, term.loss.detach()
     return Output(loss, own.detach(), related, seen, engine.name, **term.looks())
+
+
+class Own(NamedTuple):
+    """What adaptation made of each task, and how its model does on the task's own queries."""
+
+    fast: Fast
+    asked: Tensor  # what `Engine.embed` made of the queries: [tasks, queries, ...]
+    predictions: Tensor  # [tasks, queries, ...]
+    losses: Tensor  # [tasks]
+
+
+def own_part(
+    settings: Settings, engine: Engine, learner: Learner, state: State, batch: TaskBatch
+) -> Own:
+    """The learner's own part of a meta-step; arguments as in `meta_step`."""
+    support, query, loss_fn = batch.support, batch.query, loss_in(settings.loss_fn, state)
+    features = engine.embed(learner, state, support.x, support.mask)
+    fast = engine.adapt(learner, state, features, support, loss_fn, learner.steps)
+    asked = engine.embed(learner, state, query.x, query.mask)
+    predictions = engine.predict(learner, state, fast, asked, query.mask)
+    return Own(fast, asked, predictions, engine.loss(loss_fn, predictions, query.y, query.mask))
 
 
 def relation_term(
@@ -103,13 +122,13 @@ def relation_term(
         asked: What ``engine.embed`` made of the queries.
         draws: As in `meta_step`.
     """
-    described = selected(settings, learner, state, batch)
-    embeddings = embed_tasks(settings.encoder, engine, learner, state, described, fast)
+    embeddings = described(settings, engine, learner, state, batch, fast)
     relations = relation_matrix(embeddings, state[PREFIX + "relation.weight"])
     weights = relation_weights(
         relations, settings.normalize, temperature=draws.temperature, top_k=settings.top_k
     )
-    alignment = _alignment(settings, learner, state, batch)
+    prototypes = prototypes_of(settings, learner, state, batch)
+    alignment = None if prototypes is None else aligned(settings, prototypes)
     mixed, chosen = _mixture(
         settings, engine, learner, state, batch, fast, asked, relations, weights, alignment, draws
     )
@@ -117,6 +136,19 @@ def relation_term(
     related = engine.loss(loss_fn, mixed, chosen.y, chosen.mask).mean()
     confidence = None if alignment is None else _confidence(alignment)
     return Term(related, relations, weights, embeddings, confidence)
+
+
+def described(
+    settings: Settings,
+    engine: Engine,
+    learner: Learner,
+    state: State,
+    batch: TaskBatch,
+    fast: Fast,
+) -> Tensor:
+    """What the encoder makes of each task ``[tasks, dim]``; arguments as in `relation_term`."""
+    telling = selected(settings, learner, state, batch)
+    return embed_tasks(settings.encoder, engine, learner, state, telling, fast)
 
 
 def selected(settings: Settings, learner: Learner, state: State, batch: TaskBatch) -> TaskBatch:
@@ -138,20 +170,14 @@ def _mixture(
     state: State,
     batch: TaskBatch,
     fast: Fast,
-    asked: Tensor,
+    features: Tensor,
     relations: Tensor,
     weights: Tensor,
     alignment: Tensor | None,
     draws: Draws,
 ) -> tuple[Tensor, Samples]:
     """Each task's (chosen) queries as its neighbours' mixture predicts them, and those queries."""
-    query, choice = batch.query, draws.queries
-    chosen = query if choice is None else query.choose(choice)
-    # Layers that couple samples must see all of them; elsewhere only what is needed is computed.
-    late = choice is not None and learner.couples_samples()
-    if choice is not None and not late:
-        asked = take(asked, choice)
-    mask = query.mask if late else chosen.mask
+    asked = questions(learner, batch.query, features, draws.queries)
     neighbours = None
     if settings.top_k is not None and settings.top_k < len(batch) - 1:
         neighbours = nearest(relations.detach(), settings.top_k).T.contiguous()
@@ -159,26 +185,41 @@ def _mixture(
         if alignment is not None:
             tasks = torch.arange(len(batch), device=neighbours.device)
             alignment = alignment[neighbours, tasks]
-    predictions = cross_in_chunks(
-        engine, learner, state, fast, asked, mask, neighbours, settings.chunk_size
-    )
-    if late:
-        tasks = torch.arange(len(batch), device=predictions.device)[:, None]
-        predictions = predictions[:, tasks, choice]
-    kind = mixture_kind(settings.mixture, query.y, settings.normalize)
-    return mix(predictions, weights, kind, alignment), chosen
+    kind = mixture_kind(settings.mixture, batch.query.y, settings.normalize)
+
+    def ask(part: slice) -> Tensor:
+        some = {n: v[part] for n, v in fast.items()} if neighbours is None else fast
+        who = None if neighbours is None else neighbours[part]
+        found = engine.cross(learner, state, some, asked.features, asked.mask, who)
+        if asked.later is None:
+            return found
+        return found[:, torch.arange(len(batch), device=found.device)[:, None], asked.later]
+
+    def mixed(answers: Tensor, part: slice) -> Tensor:
+        return mix(answers, weights[:, part], kind, None if alignment is None else alignment[part])
+
+    models = len(batch) if neighbours is None else len(neighbours)
+    size = settings.chunk_size
+    if size == "auto":
+        size = within_budget(ask, models, settings.memory_budget, features)
+    found = mixed_in_chunks(ask, mixed, models, size, adds=kind == "values")
+    return found, asked.chosen
 
 
-def _alignment(
+def prototypes_of(
     settings: Settings, learner: Learner, state: State, batch: TaskBatch
 ) -> Tensor | None:
+    """What classes are aligned by, ``[tasks, classes, features]``; ``None`` where none are."""
     if settings.align == "none":
         return None
     assert isinstance(settings.encoder, HasPrototypes)  # checked with the options
-    prototypes = settings.encoder.prototypes(learner, state, batch)
-    return (
-        align.sinkhorn(prototypes) if settings.align == "sinkhorn" else align.hungarian(prototypes)
-    )
+    return settings.encoder.prototypes(learner, state, batch)
+
+
+def aligned(settings: Settings, prototypes: Tensor, models: slice = slice(None)) -> Tensor:
+    """Classes of (some) models found in tasks: ``[models, tasks, classes, classes]``."""
+    match = align.sinkhorn if settings.align == "sinkhorn" else align.hungarian
+    return match(prototypes, models=models)
 
 
 def _confidence(alignment: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from trlearner.encoders.extractor import HasExtractor
 from trlearner.encoders.protocol import Encoder, HasPrototypes
 
 Align = Literal["none", "sinkhorn", "hungarian"]
+ChunkSize = int | Literal["auto"] | None
 
 OPTIONS = (
     "lam",
@@ -20,6 +21,7 @@ OPTIONS = (
     "top_k",
     "queries",
     "chunk_size",
+    "memory_budget",
     "planned_steps",
     "select",
 )
@@ -39,12 +41,18 @@ def check_options(*, encoder: Encoder, **options: Any) -> None:
         raise ValueError(f"queries must be a share in (0, 1], got {queries!r}.")
     if not options["temperature"] > 0:
         raise ValueError(f"temperature must be above 0, got {options['temperature']!r}.")
-    for name in ("top_k", "chunk_size", "planned_steps"):
+    for name in ("top_k", "chunk_size", "planned_steps", "memory_budget"):
         value = options[name]
+        if name == "chunk_size" and value == "auto":
+            continue
         if value is not None and not (isinstance(value, int) and value >= 1):
             raise ValueError(
                 f"{name} must be a whole number of at least 1, or None, got {value!r}."
             )
+    if options["memory_budget"] is not None and options["chunk_size"] != "auto":
+        raise ValueError(
+            f"memory_budget goes with chunk_size='auto', got chunk_size={options['chunk_size']!r}."
+        )
     _check_select(options["select"], encoder)
     for name, kinds in (("normalize", Normalize), ("mixture", Mixture), ("align", Align)):
         if options[name] not in get_args(kinds):

@@ -15,15 +15,15 @@ from trlearner.batch import TaskBatch
 from trlearner.collect import Collected
 from trlearner.consistency import Mixture, Normalize, mixture_kind
 from trlearner.encoders.extractor import Extractor
-from trlearner.encoders.protocol import Encoder, embed_tasks
+from trlearner.encoders.protocol import Encoder
 from trlearner.engines import compiled, guard
 from trlearner.engines.choose import ENGINES, SELF_CHOSEN, settle, settled
 from trlearner.engines.graph import NotCompilable
 from trlearner.engines.tune import fastest
 from trlearner.functional import random_state, random_state_kept, set_random_state, tensors
 from trlearner.learners.protocol import Learner
-from trlearner.meta_step import PREFIX, meta_step, relation_term, selected, state_of_loss
-from trlearner.options import OPTIONS, Align, check_options
+from trlearner.meta_step import PREFIX, described, meta_step, relation_term, state_of_loss
+from trlearner.options import OPTIONS, Align, ChunkSize, check_options
 from trlearner.output import Draws, Output, Term
 from trlearner.regularized import Regularized
 from trlearner.relation import TaskRelation, relation_matrix
@@ -78,7 +78,9 @@ class TRLearner(nn.Module):
         top_k: Ask only this many most related models for each task.
         queries: The share of each task's queries that the relation term uses, drawn at random.
         chunk_size: At most so many models' cross predictions keep their activations at once; the
-            others are computed again in the backward pass.
+            others are computed again in the backward pass. ``"auto"`` asks one model at every step to see how
+            many fit into `memory_budget`.
+        memory_budget: In bytes, for ``chunk_size="auto"``; by default half of what is free.
         preset: ``"paper"`` takes the formulas literally: the plain quotient, values, no alignment.
         planned_steps: How many meta-steps are to come, if you know: engines ``"auto"`` and ``"tune"``
             compile where that pays, from about 5,000 on.
@@ -116,7 +118,8 @@ class TRLearner(nn.Module):
         align: Align = "none",
         top_k: int | None = None,
         queries: float = 1.0,
-        chunk_size: int | None = None,
+        chunk_size: ChunkSize = None,
+        memory_budget: int | None = None,
         preset: Literal["paper"] | None = None,
         planned_steps: int | None = None,
         select: Select | None = None,
@@ -146,7 +149,8 @@ class TRLearner(nn.Module):
         self.align: Align = align
         self.top_k = top_k
         self.queries = queries
-        self.chunk_size = chunk_size
+        self.chunk_size: ChunkSize = chunk_size
+        self.memory_budget = memory_budget
         self.planned_steps = planned_steps
         self.select = select
         self.sampler = sampler
@@ -220,8 +224,7 @@ class TRLearner(nn.Module):
             state = learner.state() | self.prepared(learner, batch)
             features = engine.embed(learner, state, support.x, support.mask)
             fast = engine.adapt(learner, state, features, support, self.loss_fn, learner.steps)
-            telling = selected(self, learner, state, batch)
-            embeddings = embed_tasks(self.encoder, engine, learner, state, telling, fast)
+            embeddings = described(self, engine, learner, state, batch, fast)
             return relation_matrix(embeddings, self.relation.weight)
 
     def _watching(self) -> Monitor | None:
@@ -322,6 +325,11 @@ class TRLearner(nn.Module):
         step = partial(meta_step, self)
         if engine.name not in compiled.NAMES:
             return step(engine, learner, state, batch, draws)
+        if draws.related and self.chunk_size == "auto":
+            raise NotCompilable(
+                "chunk_size='auto' looks at every step's memory, which a graph cannot. Pass a number, or use "
+                "engine='batched'."
+            )
         used = self if draws.related else self.loss_fn
         settings = guard.settings(used) if isinstance(used, nn.Module) else used
         return compiled.run(step, self, engine, learner, state, batch, draws, settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,24 +12,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trlearner.distributed.collective import Ranks, gather_rows
-from trlearner.distributed.exchange import Kind
 from trlearner.distributed.failure import LostRank, explained
+from trlearner.meta_step import PREFIX
 from trlearner.options import OPTIONS
 
 PLAIN = (bool, int, float, str, type(None), enum.Enum)
-DTYPES = (
-    torch.float32,
-    torch.float64,
-    torch.float16,
-    torch.bfloat16,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.bool,
-)
-AXES = 8
 
 
 class Header(NamedTuple):
@@ -67,7 +54,8 @@ def options_of(learner: nn.Module, regularizer: nn.Module, steps: int) -> dict[s
         regularizer: A `TRLearner`.
         steps: How many meta-steps were taken before.
     """
-    found = {name: repr(getattr(regularizer, name)) for name in OPTIONS if name != "planned_steps"}
+    names = [name for name in OPTIONS if name != "planned_steps"]
+    found = {name: _in_words(getattr(regularizer, name)) for name in names}
     found["training"] = f"learner {learner.training}, regularizer {regularizer.training}"
     found["gradients"] = "enabled" if torch.is_grad_enabled() else "disabled"
     found["meta-steps so far"] = str(steps)
@@ -75,6 +63,12 @@ def options_of(learner: nn.Module, regularizer: nn.Module, steps: int) -> dict[s
         for name, module in (("learner", learner), ("regularizer", regularizer)):
             found |= _settings(name, module)
     return found
+
+
+def parameters_of(learner: nn.Module, regularizer: nn.Module) -> dict[str, Tensor]:
+    """All parameters, by their names in the state."""
+    found: dict[str, Tensor] = dict(learner.named_parameters())
+    return found | {PREFIX + n: p for n, p in regularizer.named_parameters()}
 
 
 def fingerprint(value: Any) -> int:
@@ -144,82 +138,15 @@ def check_none_failed(ranks: Ranks, failed: Sequence[int]) -> None:
         )
 
 
-def agree(
-    ranks: Ranks,
-    counts: Sequence[int],
-    failed: bool,
-    kinds: Sequence[Kind | None],
-    facts: Sequence[int],
-    names: Sequence[str],
-) -> tuple[list[Kind | None], list[int]]:
-    """What tensors look like, so that ranks without tasks know it as well.
-
-    Args:
-        ranks: Who agrees.
-        counts: How many tasks each rank has.
-        failed: Whether this rank has.
-        kinds: Of this rank's tensors; ``None`` for one that there is not.
-        facts: Numbers that ranks with tasks must have in common.
-        names: What the tensors are called, then what the facts are.
-
-    Raises:
-        LostRank: Another rank has failed.
-        ValueError: Naming what differs.
-    """
-    own = [int(failed), *(number for kind in kinds for number in _encoded(kind)), *facts]
-    row = torch.tensor([own], dtype=torch.int64, device=ranks.device)
-    rows = gather_rows(ranks, row, [1] * ranks.size, "headers").tolist()
-    if failed:
-        return [], []  # it has an error of its own to raise
-    check_none_failed(ranks, [one[0] for one in rows])
-    busy = [r for r, count in enumerate(counts) if count]
-    width = AXES + 4
-    found: list[Kind | None] = []
-    for i in range(len(kinds)):
-        told = [_decoded(rows[r][1 + i * width : 1 + (i + 1) * width]) for r in busy]
-        _check_alike(busy, [None if k is None else k[:2] for k in told], names[i], _kind_in_words)
-        first = told[0]
-        graded = any(k is not None and k.graded for k in told)
-        found.append(None if first is None else first._replace(graded=graded))
-    common = []
-    for i in range(len(facts)):
-        values = [rows[r][1 + len(kinds) * width + i] for r in busy]
-        _check_alike(busy, values, names[len(kinds) + i], str)
-        common.append(values[0])
-    return found, common
-
-
-def _check_alike(
-    busy: Sequence[int], values: Sequence[Any], name: str, words: Callable[[Any], str]
-) -> None:
-    if len(set(values)) > 1:
-        told = ", ".join(f"{words(v)} on rank {r}" for r, v in zip(busy, values, strict=True))
-        raise ValueError(
-            f"{name} must be alike on all ranks, got {told}. Samples of all ranks' tasks need one shape "
-            "and type; only the numbers of tasks, support samples and queries may differ."
-        )
-
-
-def _encoded(kind: Kind | None) -> list[int]:
-    if kind is None:
-        return [0] * (AXES + 4)
-    if len(kind.shape) > AXES:
-        raise ValueError(f"samples may have {AXES} axes at most, got {list(kind.shape)}.")
-    padded = [*kind.shape, *[0] * (AXES - len(kind.shape))]
-    return [1, DTYPES.index(kind.dtype), int(kind.graded), len(kind.shape), *padded]
-
-
-def _decoded(row: Sequence[int]) -> Kind | None:
-    there, dtype, graded, axes, *shape = row
-    return Kind(tuple(shape[:axes]), DTYPES[dtype], bool(graded)) if there else None
-
-
-def _kind_in_words(kind: tuple[tuple[int, ...], torch.dtype] | None) -> str:
-    return "none" if kind is None else f"{list(kind[0])} of {kind[1]}"
-
-
 def _by_rank(values: Sequence[str]) -> str:
     return ", ".join(f"{value} on rank {r}" for r, value in enumerate(values))
+
+
+def _in_words(value: Any) -> str:
+    """The same in all processes, unlike the address of a function."""
+    if callable(value):
+        return str(getattr(value, "__qualname__", type(value).__name__))
+    return repr(value)
 
 
 def _settings(name: str, module: nn.Module) -> dict[str, str]:
@@ -228,12 +155,10 @@ def _settings(name: str, module: nn.Module) -> dict[str, str]:
         for key, value in one.__dict__.items():
             if key[0] == "_" or key in ("training", *OPTIONS):
                 continue
-            if isinstance(value, PLAIN):
-                found[f"{path}.{key}"] = repr(value)
-            elif not isinstance(value, nn.Module) and callable(value):
-                found[f"{path}.{key}"] = getattr(value, "__qualname__", type(value).__name__)
+            if isinstance(value, PLAIN) or (callable(value) and not isinstance(value, nn.Module)):
+                found[f"{path}.{key}"] = _in_words(value)
         for key, p in one.named_parameters(recurse=False):
-            found[f"{path}.{key}"] = _kind_in_words((tuple(p.shape), p.dtype))
+            found[f"{path}.{key}"] = f"{list(p.shape)} of {p.dtype}"
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from trlearner.distributed.collective import Ranks, gather_rows, send_rows
-
-
-class Kind(NamedTuple):
-    """What one row of a tensor is, on every rank; a row is what belongs to one task."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    graded: bool  # whether its gradient is wanted on some rank
+from trlearner.distributed.kind import Kind
 
 
 def gate(parameters: Sequence[Tensor], fill: bool) -> tuple[Tensor, list[Tensor]]:

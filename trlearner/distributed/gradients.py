@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from trlearner.distributed.collective import Ranks, gather_rows, sum_over_ranks
 from trlearner.distributed.failure import explained
-from trlearner.distributed.step import reduced_by
+
+reduced_by: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+"""Who brings the gradients of a learner's last step together: ``"ddp"`` or nobody yet, ``"you"``."""
 
 
 def sync_gradients(*modules: nn.Module, group: dist.ProcessGroup | None = None) -> None:

@@ -1,0 +1,98 @@
+"""The example and the documentation run under torchrun."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from ranks import free_port
+
+DOCS = pathlib.Path(__file__).parent.parent / "docs" / "scaling.md"
+
+
+def example(arguments: list[str], processes: int = 0) -> list[str]:
+    """The command of the example."""
+    module = ["-m", "trlearner.integrations.examples.distributed", *arguments]
+    if not processes:
+        return [sys.executable, *module]
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    launch += ["--master-port", str(free_port())]
+    return [sys.executable, *launch, *module]
+
+
+def test_the_example_under_torchrun_equals_one_process(tmp_path: pathlib.Path) -> None:
+    said = []
+    for processes in (0, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        options = ["--steps", "12", "--checkpoint", str(folder / "checkpoint.pt")]
+        done = subprocess.run(
+            example(options, processes),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    losses = [[float(x) for x in re.findall(r"loss (\S+)", text)] for text in said]
+    assert len(losses[0]) == len(losses[1]) >= 2
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-3, atol=0)
+    assert "mixtures" in said[1] and "mixtures" not in said[0]
+
+
+@pytest.mark.skipif(not DOCS.exists(), reason="the documentation lies beside the sources only")
+def test_the_documentation_runs_under_torchrun(tmp_path: pathlib.Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 4
+    (tmp_path / "train.py").write_text("".join(blocks), "utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, "--master-port", str(free_port()), "train.py"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("torch.Size([5, 5])") == 3, done.stdout
+    assert done.stdout.count("gradients (by DDP)") == 3
+
+
+@pytest.mark.slow
+def test_torchrun_ends_when_a_rank_is_killed_and_goes_on_when_run_again(
+    tmp_path: pathlib.Path,
+) -> None:
+    psutil = pytest.importorskip("psutil")
+    path = tmp_path / "checkpoint.pt"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = partial(
+        example, ["--steps", "300", "--checkpoint", str(path)], 2
+    )  # of another port each time
+    job = subprocess.Popen(
+        command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert path.exists()
+        psutil.Process(job.pid).children()[-1].kill()
+        job.communicate(timeout=90)
+    finally:
+        job.kill()
+        job.communicate()
+    assert job.returncode not in (None, 0)
+    again = subprocess.run(command(), capture_output=True, text=True, timeout=180, env=environment)
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"goes on at step [1-9]\d*", again.stdout), again.stdout
+    assert "step 300" in again.stdout
