@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from trlearner.engines import batched, compiled, higher, loop
+from trlearner.engines import batched, channels_last, compiled, higher, loop
 from trlearner.functional import random_state_kept
 from trlearner.loss import check_decomposes
 from trlearner.samples import Samples
@@ -22,6 +22,7 @@ ENGINES = {
     for engine in (
         higher.ENGINE,
         loop.ENGINE,
+        channels_last.ENGINE,
         batched.ENGINE,
         compiled.ENGINE,
         compiled.TRACED,
