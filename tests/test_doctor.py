@@ -279,7 +279,9 @@ def test_a_broken_layer_is_found(name: str):
     assert found.problem.startswith(case.problem), found
     assert case.fix in found.fix, found
     assert found.kind == ("slow" if case.engines else "fails")
-    assert found.engines == (case.engines or ("higher", "loop", "channels_last", "batched", "compiled"))
+    assert found.engines == (
+        case.engines or ("higher", "loop", "channels_last", "batched", "compiled")
+    )
     assert diagnosis.ok == bool(case.engines)
 
 

@@ -100,7 +100,7 @@ class _Norm(torch.autograd.Function):
 
 
 class _NormBackward(torch.autograd.Function):
-    """The gradient of `_Norm`: that of x is a * P(g), with a = weight * r and P(v) = v - mean(v) - h mean(v h)."""
+    """The gradient of `_Norm`; that of x is weight * r * P(g), with P(g) = g - mean(g) - h * mean(g * h)."""
 
     @staticmethod
     def forward(
@@ -125,8 +125,8 @@ class _NormBackward(torch.autograd.Function):
         )
         agreement = (rp * g).sum([0, *range(2, x.ndim)])  # r <P(u), g>
 
-        # <u, gx> + <u_weight, sum_gh> as a function of h has the derivative  of_g * g + of_u * u;  r as one of x
-        # adds a multiple of h. The rest is a matter of channels.
+        # <u, gx> + <u_weight, sum_gh> has the derivative of_g * g + of_u * u by h; r, which depends on x as
+        # well, adds a multiple of h. The rest is a matter of channels.
         of_g, of_u = u_weight - weight * r * sum_uh / n, -weight * r * sum_gh / n
         mean_d = (of_g * sum_g + of_u * sum_u) / n
         mean_dh = (of_g * sum_gh + of_u * sum_uh) / n

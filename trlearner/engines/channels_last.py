@@ -1,7 +1,7 @@
 """Engine ``channels_last``: ``loop`` with images laid out so that a CPU is quick with them.
 
-A pixel's channels lie side by side, which pooling, normalization and convolution on a CPU prefer; and BatchNorm
-gets a second derivative that keeps that layout.
+A pixel's channels lie side by side, which pooling, normalization and convolution on a CPU prefer; and
+BatchNorm gets a second derivative that keeps that layout.
 """
 
 from __future__ import annotations
@@ -70,6 +70,9 @@ def _laid(function: Callable[..., Any]) -> Callable[..., Any]:
 
 ENGINE = Engine(
     "channels_last",
-    *(_laid(f) for f in (loop.embed, loop.adapt, loop.predict, loop.cross)),
+    _laid(loop.embed),
+    _laid(loop.adapt),
+    _laid(loop.predict),
+    _laid(loop.cross),
     loop.loss,
 )

@@ -33,7 +33,7 @@ TOGETHER = (batched.ENGINE.name, *compiled.NAMES)
 """Engines that run all tasks at once."""
 SELF_CHOSEN = ("auto", "tune")
 """Names that stand for whichever engine suits."""
-HEAVY = 1e8
+HEAVY = 2e8
 """Floating-point operations of one forward pass over all of a task's samples. From about so many on, a CPU is
 quicker with one task's convolutions at a time than with the grouped ones that ``vmap`` makes of them."""
 
@@ -174,7 +174,7 @@ def _work(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> float:
 def _runs(name: str, learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> bool:
     """Whether the engine can run this learner, as it showed when it was tried once."""
     # Layers may run other code in evaluation mode.
-    key = (name, *(module.training for module in learner.modules()))
+    key = (name, tuple(module.training for module in learner.modules()))
     tried = _tried.setdefault(learner, {})
     if key not in tried:
         tried[key] = _try(name, learner, samples, loss_fn)
@@ -212,6 +212,6 @@ _decomposing: weakref.WeakKeyDictionary[TaskLearner, weakref.WeakSet[LossFn]] = 
 _counted: weakref.WeakKeyDictionary[TaskLearner, dict[torch.Size, float]] = (
     weakref.WeakKeyDictionary()
 )
-_tried: weakref.WeakKeyDictionary[TaskLearner, dict[tuple[str | bool, ...], bool]] = (
+_tried: weakref.WeakKeyDictionary[TaskLearner, dict[tuple[str, tuple[bool, ...]], bool]] = (
     weakref.WeakKeyDictionary()
 )
