@@ -116,14 +116,24 @@ def test_auto_is_loop_where_a_model_needs_its_images_as_they_are(monkeypatch):
     assert ran(learner, images(), F.cross_entropy) == "loop"  # warned once
 
 
-def test_auto_is_batched_where_convolutions_stay_as_they_are(monkeypatch):
-    monkeypatch.setattr(choose, "HEAVY", 0)
-    learner = tr.ANIL(ConvNet(), head="head", steps=1)
-    assert ran(learner, images(), F.cross_entropy) == "batched"
+def test_auto_is_the_same_where_they_stay_as_they_are(monkeypatch):
     frozen = ConvNet()
     frozen.body.requires_grad_(False)
-    assert ran(tr.MAML(frozen, steps=1), images(), F.cross_entropy) == "batched"
-    assert ran(tr.ProtoNet(ConvNet()), images(), F.cross_entropy) == "batched"
+    for heavy, expected in ((2e8, "batched"), (0, "channels_last")):
+        monkeypatch.setattr(choose, "HEAVY", heavy)
+        anil = tr.ANIL(ConvNet(), head="head", steps=1)
+        for learner in (anil, tr.MAML(frozen, steps=1), tr.ProtoNet(ConvNet())):
+            assert ran(learner, images(), F.cross_entropy) == expected
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_auto_is_loop_where_large_convolutions_of_no_images_adapt(frozen, monkeypatch):
+    monkeypatch.setattr(choose, "HEAVY", 0)
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 1, 1), nn.Flatten(), nn.Linear(2, 1)
+    )
+    model[1].requires_grad_(not frozen)
+    assert ran(tr.MAML(model, steps=1), regression()) == ("batched" if frozen else "loop")
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -42,8 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, session.Found]:
             )
             if options.json:  # after each, for the next may take long
                 settings = {"rounds": options.rounds, "budget_seconds": options.budget}
-                text = json.dumps(record.record(results, settings), indent=2)
-                options.json.write_text(text + "\n")
+                found = record.record(results, settings)
+                if options.add and options.json.exists():
+                    found = record.added(json.loads(options.json.read_text()), found)
+                options.json.write_text(json.dumps(found, indent=2) + "\n")
     finally:
         torch.set_num_threads(threads)
     print(f"\ntorch {torch.__version__}, {options.threads} thread(s), {record.cpu()}\n")
@@ -82,6 +84,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--budget", type=float, default=10, metavar="SECONDS", help="for one contender's turns"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all of it here")
+    parser.add_argument(
+        "--add", action="store_true", help="keep what the file has of other workloads"
+    )
     parser.add_argument("--learn2learn", type=Path, metavar="FOLDER", help="its sources")
     options = parser.parse_args(arguments)
     if min(options.rounds, options.threads) < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ SELF_CHOSEN = ("auto", "tune")
 """Names that stand for whichever engine suits."""
 HEAVY = 2e8
 """Floating-point operations of one forward pass over all of a task's samples. From about so many on, a CPU is
-quicker with one task's convolutions at a time than with the grouped ones that ``vmap`` makes of them."""
+quicker with one task's convolutions at a time, channels-last, than with what ``vmap`` makes of all tasks'."""
 
 
 def choose(
@@ -51,8 +51,9 @@ def choose(
 
     ``"auto"`` is ``batched``, except that it is ``loop`` where layers couple samples and tasks are
     masked, and where the model cannot run under ``vmap``, which is tried once and reported;
-    ``channels_last`` where large convolutions adapt on a CPU (`HEAVY`); and ``compiled`` where enough
-    steps are planned. ``"tune"`` is what `settle` made of it, until then as ``"auto"``.
+    ``channels_last`` where convolutions are large and on a CPU (`HEAVY`), or ``loop`` where those are
+    not of images; and ``compiled`` where enough steps are planned. ``"tune"`` is what `settle` made of
+    it, until then as ``"auto"``.
 
     Args:
         learner: Whose tasks are to run.
@@ -139,26 +140,25 @@ def _decide(
 ) -> str:
     if masked and learner.couples_samples():
         return "loop"
-    if (
-        samples.x.device.type == "cpu"
-        and _adapts_convolutions(learner)
-        and seen * _work(learner, samples, loss_fn) > HEAVY
-    ):
-        return "channels_last" if _runs("channels_last", learner, samples, loss_fn) else "loop"
+    convolutions = [m for m in learner.modules() if isinstance(m, _ConvNd)]
+    if convolutions and samples.x.device.type == "cpu":
+        heavy = seen * _work(learner, samples, loss_fn) > HEAVY
+        if heavy and any(isinstance(m, nn.Conv2d) for m in convolutions):
+            return "channels_last" if _runs("channels_last", learner, samples, loss_fn) else "loop"
+        if heavy and _adapts(learner, convolutions):
+            return "loop"
     if not _runs("batched", learner, samples, loss_fn):
         return "loop"
     compiles = torch.is_grad_enabled() and (planned_steps or 0) >= compiled.PAYS
     return "compiled" if compiles else "batched"
 
 
-def _adapts_convolutions(learner: TaskLearner) -> bool:
+def _adapts(learner: TaskLearner, layers: Sequence[nn.Module]) -> bool:
+    """Whether a parameter of these layers adapts."""
     if not isinstance(learner, GradientTaskLearner):
         return False
     moved = {id(tensor) for tensor in learner.start(learner.state()).values()}
-    return any(
-        isinstance(module, _ConvNd) and any(id(p) in moved for p in module.parameters())
-        for module in learner.modules()
-    )
+    return any(id(p) in moved for layer in layers for p in layer.parameters())
 
 
 def _work(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> float:
