@@ -159,7 +159,7 @@ def _mixture(
     # Whoever asks model by model and task by task need not ask a task's own, which has no weight.
     one_by_one = learner.couples_samples() and engine.name not in TOGETHER
     if wanted < others or (one_by_one and others):
-        neighbours = nearest(relations.detach(), wanted).T.contiguous()
+        neighbours = nearest(relations.detach(), wanted).sort(1).values.T.contiguous()
         weights = weights.gather(1, neighbours.T)
         if alignment is not None:
             tasks = torch.arange(len(batch), device=neighbours.device)

@@ -77,14 +77,11 @@ def with_group_norm() -> Workload:
 FULL: dict[str, Any] = {"all models, all queries": {}}
 PART: dict[str, Any] = {"queries=0.3": {"queries": 0.3}}
 BOTH: dict[str, Any] = {"top_k=4, queries=0.3": {"top_k": 4, "queries": 0.3}}
-CHUNKS: dict[str, Any] = {"chunk_size=4": {"chunk_size": 4}}
 CONV = {**FULL, **PART, **few(2), **few(1), "chunk_size=1": {"chunk_size": 1}}
-SMALL = {16: {**FULL, **PART, **few(4), **BOTH, **CHUNKS}, 64: {**FULL, **PART, **few(4), **BOTH}}
+SMALL = {16: {**FULL, **PART, **few(4), **BOTH}, 64: {**FULL, **BOTH}}
 CASES: dict[str, Case] = {
     **{
-        f"sinusoid-{n}": Case(
-            partial(sinusoid, n), "compiled", "loop", SMALL.get(n, {**FULL, **BOTH})
-        )
+        f"sinusoid-{n}": Case(partial(sinusoid, n), "compiled", "loop", SMALL.get(n, BOTH))
         for n in (16, 64, 128, 256, 512)
     },
     "conv4-1step": Case(
