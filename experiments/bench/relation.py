@@ -2,15 +2,17 @@
 
     python -m trlearner.experiments.bench.relation --json experiments/results/bench/relation.json
 
-A case is a learner on a number of tasks with the engine that suits; its settings take turns in one process.
-Operations are those of matrix products and convolutions, as in `floor`, counted on an engine that runs one
-task at a time. ``--json`` keeps what the file has of other cases: they may be measured one by one.
+A case is a learner on a number of tasks with the engine that suits; its settings take turns in one process,
+and what is measured is CPU time, which other work on the machine disturbs less. Operations are those of
+matrix products and convolutions, as in `floor`, counted on an engine that runs one task at a time. ``--json``
+keeps what the file has of other cases: they may be measured one by one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -133,7 +135,7 @@ def measure(case: Case, rounds: int, budget: float) -> dict[str, dict[str, float
         flops[name] = floor.count(counted).flops
         steps[name] = step(case, workload, case.engine, options)
         steps[name]()
-    times = timing.measure(steps, rounds, budget)
+    times = timing.measure(steps, rounds, budget, time.process_time)
     alone = times[ALONE].median, flops[ALONE]
     return {
         name: {
