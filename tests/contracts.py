@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import reference
 import trlearner as tr
 
-EAGER = ("higher", "loop", "batched")
+EAGER = ("higher", "loop", "channels_last", "batched")
 ENGINES = (*EAGER, "traced")
 LEARNERS = ("maml", "metasgd", "anil", "tnet")
 TASKS, SUPPORT, QUERIES, INPUTS, HIDDEN, OUTPUTS = 4, 5, 6, 2, 5, 3

@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch.nn import BatchNorm2d
 from trlearner.experiments.bench import __main__ as bench
-from trlearner.experiments.bench import contender, floor, ours, peers, session, stub, table, timing
+from trlearner.experiments.bench import (
+    contender,
+    floor,
+    ours,
+    peers,
+    record,
+    session,
+    stub,
+    table,
+    timing,
+)
 from trlearner.experiments.bench.workload import WORKLOADS, conv, sinusoid
 
 TINY = {
@@ -222,6 +232,16 @@ def finished(tmp_path_factory):
             arguments = ["--rounds", "4", "--budget", "0.2", "--json", str(path)]
             results = bench.main([*arguments, "--contenders", *patterns])
     return results, printed.getvalue(), json.loads(path.read_text())
+
+
+def test_workloads_are_added_to_a_file(finished):
+    _, _, written = finished
+    first, second = written["workloads"]
+    old = {**written, "settings": {"rounds": 7}, "workloads": {first: {}, second: {"old": True}}}
+    new = {**written, "workloads": {second: written["workloads"][second]}}
+    found = record.added(old, new)
+    assert found["workloads"] == {first: {"settings": {"rounds": 7}}, **new["workloads"]}
+    assert found["settings"] == written["settings"]
 
 
 def test_every_row_is_there(finished):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import trlearner as tr
+from trlearner.engines import choose
 from trlearner.engines.choose import ENGINES
 
 TIGHT = {"rtol": 0.0, "atol": 1e-9}
@@ -80,18 +81,59 @@ def test_auto_is_batched_where_nothing_speaks_against_it(kind):
     assert ran(kind(model, steps=1), regression()) == "batched"
 
 
+@pytest.mark.parametrize("heavy", [False, True])
 @pytest.mark.parametrize("kind", [tr.MAML, tr.MetaSGD, tr.TNet])
-def test_auto_is_loop_where_convolutions_adapt_on_a_cpu(kind):
-    assert ran(kind(ConvNet(), steps=1), images(), F.cross_entropy) == "loop"
+def test_auto_is_channels_last_where_large_convolutions_adapt_on_a_cpu(kind, heavy, monkeypatch):
+    if heavy:
+        monkeypatch.setattr(choose, "HEAVY", 0)
+    assert ran(kind(ConvNet(), steps=1), images(), F.cross_entropy) == (
+        "channels_last" if heavy else "batched"
+    )
 
 
-def test_auto_is_batched_where_convolutions_stay_as_they_are():
-    learner = tr.ANIL(ConvNet(), head="head", steps=1)
-    assert ran(learner, images(), F.cross_entropy) == "batched"
+def test_queries_count_as_well():
+    # 4 support samples and 4 queries, of 2 * 9 * 9 * 2 + 18 * 2 * 2 = 396 operations each
+    at = {}
+    for limit in (4 * 396, 8 * 396):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(choose, "HEAVY", limit)
+            learner = tr.MAML(ConvNet().double(), steps=1)
+            reg = tr.TRLearner(tr.InputEncoder(None, dim=25), loss_fn=F.cross_entropy).double()
+            at[limit] = reg(learner, images()).engine
+            assert learner.adapt(images().support, F.cross_entropy).engine == "batched"
+    assert list(at.values()) == ["channels_last", "batched"]
+
+
+def test_auto_is_loop_where_a_model_needs_its_images_as_they_are(monkeypatch):
+    class Viewing(ConvNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body[:2](x).view(len(x), -1))
+
+    monkeypatch.setattr(choose, "HEAVY", 0)
+    learner = tr.MAML(Viewing(), steps=1)
+    with pytest.warns(UserWarning, match="'loop', for 'channels_last' failed: view size"):
+        assert ran(learner, images(), F.cross_entropy) == "loop"
+    assert ran(learner, images(), F.cross_entropy) == "loop"  # warned once
+
+
+def test_auto_is_the_same_where_they_stay_as_they_are(monkeypatch):
     frozen = ConvNet()
     frozen.body.requires_grad_(False)
-    assert ran(tr.MAML(frozen, steps=1), images(), F.cross_entropy) == "batched"
-    assert ran(tr.ProtoNet(ConvNet()), images(), F.cross_entropy) == "batched"
+    for heavy, expected in ((2e8, "batched"), (0, "channels_last")):
+        monkeypatch.setattr(choose, "HEAVY", heavy)
+        anil = tr.ANIL(ConvNet(), head="head", steps=1)
+        for learner in (anil, tr.MAML(frozen, steps=1), tr.ProtoNet(ConvNet())):
+            assert ran(learner, images(), F.cross_entropy) == expected
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_auto_is_loop_where_large_convolutions_of_no_images_adapt(frozen, monkeypatch):
+    monkeypatch.setattr(choose, "HEAVY", 0)
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 1, 1), nn.Flatten(), nn.Linear(2, 1)
+    )
+    model[1].requires_grad_(not frozen)
+    assert ran(tr.MAML(model, steps=1), regression()) == ("batched" if frozen else "loop")
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -163,7 +205,7 @@ def test_an_error_of_the_users_own_is_no_reason_for_another_engine():
 # ---- what was asked for -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["batched", "higher", "loop"])
+@pytest.mark.parametrize("name", ["batched", "channels_last", "higher", "loop"])
 def test_the_engine_that_was_asked_for_runs_and_is_named(name: str):
     assert ran(tr.MAML(nn.Linear(2, 1), steps=1, engine=name), regression()) == name
     assert ENGINES[name].name == name

@@ -101,6 +101,13 @@ def test_without_a_regularizer_an_untuned_learner_adapts_as_auto_does() -> None:
     assert not choose.settled(learner)
 
 
+def test_images_are_also_tried_channels_last() -> None:
+    images = tr.MAML(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)))
+    assert choose.candidates(images, masked=False) == ("loop", "channels_last", "batched")
+    assert choose.candidates(images, masked=True) == ("loop", "channels_last")
+    assert choose.candidates(tuned("tune")[0], masked=False) == ("loop", "batched")
+
+
 def test_masked_tasks_that_couple_samples_run_in_a_loop_whatever_was_tuned() -> None:
     learner, reg = tuned("tune")
     choose.settle(learner, "batched")

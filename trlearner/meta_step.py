@@ -21,6 +21,7 @@ from trlearner.consistency import (
 )
 from trlearner.encoders.extractor import HasExtractor
 from trlearner.encoders.protocol import Encoder, HasPrototypes, embed_tasks
+from trlearner.engines.choose import TOGETHER
 from trlearner.functional import pure_call, tensors
 from trlearner.learners.protocol import Learner
 from trlearner.options import Align, ChunkSize
@@ -179,8 +180,12 @@ def _mixture(
     """Each task's (chosen) queries as its neighbours' mixture predicts them, and those queries."""
     asked = questions(learner, batch.query, features, draws.queries)
     neighbours = None
-    if settings.top_k is not None and settings.top_k < len(batch) - 1:
-        neighbours = nearest(relations.detach(), settings.top_k).T.contiguous()
+    others = len(batch) - 1
+    wanted = others if settings.top_k is None else min(settings.top_k, others)
+    # Whoever asks model by model and task by task need not ask a task's own, which has no weight.
+    one_by_one = learner.couples_samples() and engine.name not in TOGETHER
+    if wanted < others or (one_by_one and others):
+        neighbours = nearest(relations.detach(), wanted).sort(1).values.T.contiguous()
         weights = weights.gather(1, neighbours.T)
         if alignment is not None:
             tasks = torch.arange(len(batch), device=neighbours.device)

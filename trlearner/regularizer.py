@@ -17,7 +17,7 @@ from trlearner.consistency import Mixture, Normalize, mixture_kind
 from trlearner.encoders.extractor import Extractor
 from trlearner.encoders.protocol import Encoder
 from trlearner.engines import compiled, guard
-from trlearner.engines.choose import ENGINES, SELF_CHOSEN, settle, settled
+from trlearner.engines.choose import ENGINES, SELF_CHOSEN, candidates, settle, settled
 from trlearner.engines.graph import NotCompilable
 from trlearner.engines.tune import fastest
 from trlearner.functional import random_state, random_state_kept, set_random_state, tensors
@@ -353,8 +353,7 @@ class TRLearner(nn.Module):
                     torch.cuda.synchronize(loss.device)
 
         masked = batch.support.mask is not None or batch.query.mask is not None
-        eager = ("loop",) if masked and learner.couples_samples() else ("loop", "batched")
-        settle(learner, fastest(once, eager, self.planned_steps))
+        settle(learner, fastest(once, candidates(learner, masked), self.planned_steps))
         return learner.check(batch.support, self.loss_fn, batch.query)
 
     def _draw_queries(self, query: Samples) -> Tensor | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -34,16 +35,20 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, session.Found]:
     os.environ["NPROC"] = str(options.threads)  # to XLA's CPU client, the number of its threads
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
+    clock = time.process_time if options.cpu_time else time.perf_counter
     results: dict[str, session.Found] = {}
     try:
         for name in options.workloads:
             results[name] = session.run(
-                WORKLOADS[name](), options.contenders, options.rounds, options.budget
+                WORKLOADS[name](), options.contenders, options.rounds, options.budget, clock
             )
             if options.json:  # after each, for the next may take long
                 settings = {"rounds": options.rounds, "budget_seconds": options.budget}
-                text = json.dumps(record.record(results, settings), indent=2)
-                options.json.write_text(text + "\n")
+                settings |= {"clock": "CPU time"} if options.cpu_time else {}
+                found = record.record(results, settings)
+                if options.add and options.json.exists():
+                    found = record.added(json.loads(options.json.read_text()), found)
+                options.json.write_text(json.dumps(found, indent=2) + "\n")
     finally:
         torch.set_num_threads(threads)
     print(f"\ntorch {torch.__version__}, {options.threads} thread(s), {record.cpu()}\n")
@@ -81,7 +86,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--budget", type=float, default=10, metavar="SECONDS", help="for one contender's turns"
     )
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="of this process; where others use the machine"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all of it here")
+    parser.add_argument(
+        "--add", action="store_true", help="keep what the file has of other workloads"
+    )
     parser.add_argument("--learn2learn", type=Path, metavar="FOLDER", help="its sources")
     options = parser.parse_args(arguments)
     if min(options.rounds, options.threads) < 1:

@@ -12,7 +12,7 @@ from trlearner.experiments.bench.workload import OUTER_RATE, Workload
 
 import trlearner as tr
 
-ENGINES = ("auto", "higher", "loop", "batched", "compiled")
+ENGINES = ("auto", "higher", "loop", "channels_last", "batched", "compiled")
 PLAIN = ""
 VARIANTS: Mapping[str, Mapping[str, float]] = {
     PLAIN: {"lam": 0.0},

@@ -28,6 +28,19 @@ def record(results: Mapping[str, Found], settings: Mapping[str, Any]) -> dict[st
     }
 
 
+def added(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`new`, with the workloads that only `old` has; what they were run with and on stays with them."""
+    circumstances = {
+        part: old[part] for part in ("machine", "versions", "settings") if old[part] != new[part]
+    }
+    kept = {
+        name: {**circumstances, **found}
+        for name, found in old["workloads"].items()
+        if name not in new["workloads"]
+    }
+    return {**new, "workloads": {**kept, **new["workloads"]}}
+
+
 def _workload(found: Found) -> dict[str, Any]:
     best = summary(found)
     return {

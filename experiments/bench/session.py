@@ -70,7 +70,13 @@ PASSES = "plain passes"
 """What takes turns with the contenders, for the floor."""
 
 
-def run(workload: Workload, patterns: Sequence[str], rounds: int, budget: float) -> Found:
+def run(
+    workload: Workload,
+    patterns: Sequence[str],
+    rounds: int,
+    budget: float,
+    clock: timing.Step = time.perf_counter,
+) -> Found:
     """Times everyone whom the patterns want and who can run here.
 
     Raises:
@@ -94,7 +100,7 @@ def run(workload: Workload, patterns: Sequence[str], rounds: int, budget: float)
         )
     steps = {n: made.step for n, (made, *_) in ready.items()}
     plain = steps[PASSES] = floor.plain_step(workload)
-    times = timing.measure(steps, rounds, budget)
+    times = timing.measure(steps, rounds, budget, clock)
     found.floor = Floor(floor.work(workload), floor.count(plain), times[PASSES])
     found.rows = {n: Row(variant, start, times[n]) for n, (_, variant, start) in ready.items()}
     return found

@@ -91,7 +91,9 @@ def sinusoid(tasks: int, steps: int = 5) -> Workload:
     )
 
 
-def conv_net(size: int = 28, filters: int = 32, blocks: int = 4, ways: int = 5) -> nn.Sequential:
+def conv_net(
+    size: int = 28, filters: int = 32, blocks: int = 4, ways: int = 5, channels: int = 1
+) -> nn.Sequential:
     """Blocks of convolution, batch normalization, ReLU and pooling, and a linear head.
 
     BatchNorm keeps no running statistics, for not every peer can carry them through a meta-step.
@@ -99,7 +101,7 @@ def conv_net(size: int = 28, filters: int = 32, blocks: int = 4, ways: int = 5) 
     layers: list[nn.Module] = []
     for block in range(blocks):
         layers += [
-            nn.Conv2d(1 if block == 0 else filters, filters, 3, padding=1),
+            nn.Conv2d(channels if block == 0 else filters, filters, 3, padding=1),
             nn.BatchNorm2d(filters, track_running_stats=False),
             nn.ReLU(),
             nn.MaxPool2d(2),
@@ -109,20 +111,27 @@ def conv_net(size: int = 28, filters: int = 32, blocks: int = 4, ways: int = 5) 
 
 
 def conv(
-    name: str, steps: int, tasks: int = 4, size: int = 28, queries: int = 15, **net: int
+    name: str,
+    steps: int,
+    tasks: int = 4,
+    size: int = 28,
+    queries: int = 15,
+    shots: int = 1,
+    channels: int = 1,
+    **net: int,
 ) -> Workload:
-    """5-way 1-shot, gray images: every class a pattern of its own, its samples noise around it."""
+    """5 ways: every class a pattern of its own, its samples noise around it."""
     draw, ways = torch.Generator().manual_seed(0), 5
-    patterns = torch.randn(tasks, ways, 1, 1, size, size, generator=draw)
-    noise = torch.randn(tasks, ways, 1 + queries, 1, size, size, generator=draw)
-    x, y = patterns + noise, torch.arange(ways).expand(tasks, 1 + queries, ways).mT
+    patterns = torch.randn(tasks, ways, 1, channels, size, size, generator=draw)
+    noise = torch.randn(tasks, ways, shots + queries, channels, size, size, generator=draw)
+    x, y = patterns + noise, torch.arange(ways).expand(tasks, shots + queries, ways).mT
     support, query = (
         (x[:, :, part].flatten(1, 2), y[:, :, part].flatten(1, 2))
-        for part in (slice(1), slice(1, None))
+        for part in (slice(shots), slice(shots, None))
     )
     return Workload(
         name=name,
-        build=partial(conv_net, size, **net),
+        build=partial(conv_net, size, channels=channels, **net),
         batch=tr.TaskBatch(support, query, ways=ways),
         loss=cross_entropy,
         rate=0.1,
@@ -133,8 +142,10 @@ def conv(
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {
-    **{f"sinusoid-{tasks}": partial(sinusoid, tasks) for tasks in (4, 16, 64)},
+    **{f"sinusoid-{tasks}": partial(sinusoid, tasks) for tasks in (4, 16, 64, 256)},
     "conv4-1step": partial(conv, "conv4-1step", steps=1),
     "conv4-5step": partial(conv, "conv4-5step", steps=5),
+    "conv4-5shot": partial(conv, "conv4-5shot", steps=1, shots=5),
+    "conv4-84": partial(conv, "conv4-84", steps=1, size=84, channels=3),
 }
 """Every workload by the name that it gets; made only when it is wanted."""

@@ -9,7 +9,7 @@ from typing import Literal, overload
 
 Kind = Literal["fails", "slow", "note"]
 KINDS: tuple[Kind, ...] = ("fails", "slow", "note")
-EVERY = ("higher", "loop", "batched", "compiled")
+EVERY = ("higher", "loop", "channels_last", "batched", "compiled")
 TOGETHER = ("batched", "compiled")
 
 

@@ -91,9 +91,9 @@ def of_convolutions(model: nn.Module, name: Name, moved: Collection[int]) -> Ite
             yield Finding(
                 name(m),
                 "slow",
-                f"{type(m).__name__} adapts on a CPU, where a convolution of many tasks at once is "
+                f"{type(m).__name__} adapts on a CPU, where a large convolution of many tasks at once is "
                 "slower than one task at a time.",
-                "nothing: engine='auto' takes 'loop' here; a GPU runs 'batched'.",
+                "nothing: engine='auto' takes 'channels_last' where it is large; a GPU runs 'batched'.",
                 TOGETHER,
             )
 

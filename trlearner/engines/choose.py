@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils.flop_counter import FlopCounterMode
 
-from trlearner.engines import batched, compiled, higher, loop
+from trlearner.engines import batched, channels_last, compiled, higher, loop
 from trlearner.functional import random_state_kept
 from trlearner.loss import check_decomposes
 from trlearner.samples import Samples
@@ -22,6 +23,7 @@ ENGINES = {
     for engine in (
         higher.ENGINE,
         loop.ENGINE,
+        channels_last.ENGINE,
         batched.ENGINE,
         compiled.ENGINE,
         compiled.TRACED,
@@ -31,6 +33,9 @@ TOGETHER = (batched.ENGINE.name, *compiled.NAMES)
 """Engines that run all tasks at once."""
 SELF_CHOSEN = ("auto", "tune")
 """Names that stand for whichever engine suits."""
+HEAVY = 2e8
+"""Floating-point operations of one forward pass over all of a task's samples. From about so many on, a CPU is
+quicker with one task's convolutions at a time, channels-last, than with what ``vmap`` makes of all tasks'."""
 
 
 def choose(
@@ -40,13 +45,24 @@ def choose(
     loss_fn: LossFn,
     masked: bool,
     planned_steps: int | None = None,
+    seen: int | None = None,
 ) -> Engine:
     """The engine that `name` asks for; ``"auto"`` decides by layers, device, plans and a trial.
 
     ``"auto"`` is ``batched``, except that it is ``loop`` where layers couple samples and tasks are
-    masked, where convolutions adapt on a CPU (grouped convolution is slower there), and where the
-    model cannot run under ``vmap``, which is tried once and reported; and ``compiled`` where enough
-    steps are planned. ``"tune"`` is what `settle` made of it, until then as ``"auto"``.
+    masked, and where the model cannot run under ``vmap``, which is tried once and reported;
+    ``channels_last`` where convolutions are large and on a CPU (`HEAVY`), or ``loop`` where those are
+    not of images; and ``compiled`` where enough steps are planned. ``"tune"`` is what `settle` made of
+    it, until then as ``"auto"``.
+
+    Args:
+        learner: Whose tasks are to run.
+        name: As the learner was given it.
+        samples: The tasks' support samples.
+        loss_fn: The inner loss.
+        masked: Whether some samples are padding.
+        planned_steps: How many meta-steps are to come, if known.
+        seen: How many samples of each task run through the model; by default the support's.
 
     Raises:
         ValueError: There is no such engine, or it cannot run these samples.
@@ -55,7 +71,8 @@ def choose(
     if name in SELF_CHOSEN:
         settled = _settled.get(learner)
         if settled is None or (masked and learner.couples_samples()):
-            settled = _decide(learner, samples, loss_fn, masked, planned_steps)
+            seen = samples.x.shape[1] if seen is None else seen
+            settled = _decide(learner, samples, loss_fn, masked, planned_steps, seen)
         name = settled
     if name in TOGETHER and masked:
         batched.check_masks(learner, name)
@@ -103,45 +120,74 @@ def check_loss(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> None:
         checked.add(loss_fn)
 
 
+def candidates(learner: TaskLearner, masked: bool) -> tuple[str, ...]:
+    """The engines without a graph that ``"tune"`` times."""
+    found = [loop.ENGINE.name]
+    if any(isinstance(module, nn.Conv2d) for module in learner.modules()):
+        found.append(channels_last.ENGINE.name)
+    if not (masked and learner.couples_samples()):
+        found.append(batched.ENGINE.name)
+    return tuple(found)
+
+
 def _decide(
     learner: TaskLearner,
     samples: Samples,
     loss_fn: LossFn,
     masked: bool,
     planned_steps: int | None,
+    seen: int,
 ) -> str:
     if masked and learner.couples_samples():
         return "loop"
-    if samples.x.device.type == "cpu" and _adapts_convolutions(learner):
-        return "loop"
-    tried = _vmappable.setdefault(learner, {})
-    # Layers may run other code in evaluation mode.
-    modes = tuple(module.training for module in learner.modules())
-    if modes not in tried:
-        tried[modes] = _runs_batched(learner, samples, loss_fn)
-    if not tried[modes]:
+    convolutions = [m for m in learner.modules() if isinstance(m, _ConvNd)]
+    if convolutions and samples.x.device.type == "cpu":
+        heavy = seen * _work(learner, samples, loss_fn) > HEAVY
+        if heavy and any(isinstance(m, nn.Conv2d) for m in convolutions):
+            return "channels_last" if _runs("channels_last", learner, samples, loss_fn) else "loop"
+        if heavy and _adapts(learner, convolutions):
+            return "loop"
+    if not _runs("batched", learner, samples, loss_fn):
         return "loop"
     compiles = torch.is_grad_enabled() and (planned_steps or 0) >= compiled.PAYS
     return "compiled" if compiles else "batched"
 
 
-def _adapts_convolutions(learner: TaskLearner) -> bool:
+def _adapts(learner: TaskLearner, layers: Sequence[nn.Module]) -> bool:
+    """Whether a parameter of these layers adapts."""
     if not isinstance(learner, GradientTaskLearner):
         return False
     moved = {id(tensor) for tensor in learner.start(learner.state()).values()}
-    return any(
-        isinstance(module, _ConvNd) and any(id(p) in moved for p in module.parameters())
-        for module in learner.modules()
-    )
+    return any(id(p) in moved for layer in layers for p in layer.parameters())
 
 
-def _runs_batched(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> bool:
+def _work(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> float:
+    """Floating-point operations of a forward pass, for each sample; counted once for each size."""
+    known, size = _counted.setdefault(learner, {}), samples.x.shape[1:]
+    if size not in known:
+        with FlopCounterMode(display=False) as counter:
+            _trial(learner, samples[:1], loss_fn, loop.ENGINE, steps=0)
+        known[size] = counter.get_total_flops() / max(1, samples.x.shape[1])
+    return known[size]
+
+
+def _runs(name: str, learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> bool:
+    """Whether the engine can run this learner, as it showed when it was tried once."""
+    # Layers may run other code in evaluation mode.
+    key = (name, tuple(module.training for module in learner.modules()))
+    tried = _tried.setdefault(learner, {})
+    if key not in tried:
+        tried[key] = _try(name, learner, samples, loss_fn)
+    return tried[key]
+
+
+def _try(name: str, learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> bool:
     try:
-        _trial(learner, samples[:2], loss_fn, batched.ENGINE, steps=1)
+        _trial(learner, samples[:2], loss_fn, ENGINES[name], steps=1)
     except (RuntimeError, NotImplementedError) as error:
-        # Either vmap cannot run the model, or the loop will raise the same where it is understood.
+        # Either the engine cannot run the model, or the loop will raise the same where it is understood.
         warn(
-            f"engine='auto' runs this learner with 'loop', for 'batched' failed: {error}. Pass "
+            f"engine='auto' runs this learner with 'loop', for {name!r} failed: {error}. Pass "
             "engine='loop' to silence this."
         )
         return False
@@ -163,6 +209,9 @@ _settled: weakref.WeakKeyDictionary[TaskLearner, str] = weakref.WeakKeyDictionar
 _decomposing: weakref.WeakKeyDictionary[TaskLearner, weakref.WeakSet[LossFn]] = (
     weakref.WeakKeyDictionary()
 )
-_vmappable: weakref.WeakKeyDictionary[TaskLearner, dict[tuple[bool, ...], bool]] = (
+_counted: weakref.WeakKeyDictionary[TaskLearner, dict[torch.Size, float]] = (
+    weakref.WeakKeyDictionary()
+)
+_tried: weakref.WeakKeyDictionary[TaskLearner, dict[tuple[str, tuple[bool, ...]], bool]] = (
     weakref.WeakKeyDictionary()
 )

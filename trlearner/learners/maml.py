@@ -19,7 +19,8 @@ class MAML(GradientLearner):
             number repeat it.
         steps: Inner steps.
         first_order: Treat inner gradients as constants (FOMAML).
-        engine: ``"auto"``, ``"tune"``, ``"higher"``, ``"loop"``, ``"batched"`` or ``"compiled"``.
+        engine: ``"auto"``, ``"tune"``, ``"higher"``, ``"loop"``, ``"channels_last"``, ``"batched"`` or
+            ``"compiled"``.
 
     Example:
         >>> MAML(nn.Linear(1, 1), lr={"": [0.1, 0.05], "bias": 0.01}, steps=2).steps

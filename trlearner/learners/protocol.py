@@ -44,7 +44,8 @@ class Learner(nn.Module, abc.ABC):
     Args:
         model: The user's model; never wrapped, patched or renamed.
         steps: Inner steps; ``0`` for learners that take none.
-        engine: ``"auto"``, ``"tune"``, ``"higher"``, ``"loop"``, ``"batched"`` or ``"compiled"``.
+        engine: ``"auto"``, ``"tune"``, ``"higher"``, ``"loop"``, ``"channels_last"``, ``"batched"`` or
+            ``"compiled"``.
     """
 
     def __init__(self, model: nn.Module, *, steps: int = 0, engine: str = "auto") -> None:
@@ -155,7 +156,8 @@ class Learner(nn.Module, abc.ABC):
         functional.check_statistics(self.model)
         self.prepare(samples)
         masked = any(s.mask is not None for s in (samples, *others))
-        engine = choose(self, self.engine, samples, loss_fn, masked, planned_steps)
+        seen = sum(s.x.shape[1] for s in (samples, *others))
+        engine = choose(self, self.engine, samples, loss_fn, masked, planned_steps, seen)
         if masked and engine.name in TOGETHER:
             check_loss(self, samples, loss_fn)
         return engine

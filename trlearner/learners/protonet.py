@@ -23,7 +23,8 @@ class ProtoNet(Learner):
 
     Args:
         extractor: Maps inputs ``[samples, ...]`` to features, flattened to ``[samples, features]``.
-        engine: ``"auto"``, ``"tune"``, ``"higher"``, ``"loop"``, ``"batched"`` or ``"compiled"``.
+        engine: ``"auto"``, ``"tune"``, ``"higher"``, ``"loop"``, ``"channels_last"``, ``"batched"`` or
+            ``"compiled"``.
     """
 
     def __init__(self, extractor: nn.Module, engine: str = "auto") -> None:

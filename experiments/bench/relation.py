@@ -1,0 +1,205 @@
+"""What the relation term costs, by setting: time and counted work as multiples of the learner's alone.
+
+    python -m trlearner.experiments.bench.relation --json experiments/results/bench/relation.json
+
+A case is a learner on a number of tasks with the engine that suits; its settings take turns in one process,
+and what is measured is CPU time, which other work on the machine disturbs less. Operations are those of
+matrix products and convolutions, as in `floor`, counted on an engine that runs one task at a time. ``--json``
+keeps what the file has of other cases: they may be measured one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from trlearner.experiments.bench import floor, record, timing
+from trlearner.experiments.bench.workload import OUTER_RATE, Workload, conv, sinusoid
+
+import trlearner as tr
+
+ALONE = "learner alone"
+Make = Callable[[nn.Sequential, Workload, str], tr.Learner]
+
+
+def maml(net: nn.Sequential, workload: Workload, engine: str) -> tr.Learner:
+    return tr.MAML(net, lr=workload.rate, steps=workload.steps, engine=engine)
+
+
+def anil(net: nn.Sequential, workload: Workload, engine: str) -> tr.Learner:
+    head = str(len(net) - 1)
+    return tr.ANIL(net, head=head, lr=workload.rate, steps=workload.steps, engine=engine)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A learner on tasks, and the settings to try.
+
+    Attributes:
+        workload: Its tasks, network and encoder.
+        engine: Which is timed.
+        counted: Which the work is counted on.
+        settings: Options of `TRLearner` by what the table calls them.
+        make: The learner.
+    """
+
+    workload: Callable[[], Workload]
+    engine: str
+    counted: str
+    settings: Mapping[str, Mapping[str, Any]]
+    make: Make = maml
+
+
+def few(top_k: int) -> dict[str, Any]:
+    return {f"top_k={top_k}": {"top_k": top_k}}
+
+
+def with_group_norm() -> Workload:
+    """Conv-4 whose layers do not couple samples, so that only the queries that are asked for are run."""
+    workload = conv("conv4-1step, GroupNorm", steps=1)
+
+    def build() -> nn.Sequential:
+        layers = workload.build()
+        return nn.Sequential(
+            *(nn.GroupNorm(4, 32) if isinstance(m, nn.BatchNorm2d) else m for m in layers)
+        )
+
+    return replace(workload, build=build)
+
+
+FULL: dict[str, Any] = {"all models, all queries": {}}
+PART: dict[str, Any] = {"queries=0.3": {"queries": 0.3}}
+BOTH: dict[str, Any] = {"top_k=4, queries=0.3": {"top_k": 4, "queries": 0.3}}
+CONV = {**FULL, **PART, **few(2), **few(1), "chunk_size=1": {"chunk_size": 1}}
+SMALL = {16: {**FULL, **PART, **few(4), **BOTH}, 64: {**FULL, **BOTH}}
+CASES: dict[str, Case] = {
+    **{
+        f"sinusoid-{n}": Case(partial(sinusoid, n), "compiled", "loop", SMALL.get(n, BOTH))
+        for n in (16, 64, 128, 256, 512)
+    },
+    "conv4-1step": Case(
+        partial(conv, "conv4-1step", steps=1), "channels_last", "channels_last", CONV
+    ),
+    "conv4-1step, GroupNorm": Case(
+        with_group_norm,
+        "channels_last",
+        "channels_last",
+        {**CONV, "top_k=2, queries=0.3": {"top_k": 2, "queries": 0.3}},
+    ),
+    "conv4-1step, ANIL": Case(
+        partial(conv, "conv4-1step", steps=1), "channels_last", "channels_last", CONV, anil
+    ),
+}
+
+
+def step(case: Case, workload: Workload, engine: str, options: Mapping[str, Any]) -> timing.Step:
+    """A whole meta-step with these options."""
+    net = workload.net()
+    learner = case.make(net, workload, engine)
+    reg = tr.TRLearner(
+        encoder=workload.encoder(net),
+        loss_fn=workload.loss,
+        generator=torch.Generator().manual_seed(2),
+        **{**workload.relation, **options},
+    )
+    if reg.lam:
+        reg.encoder.prepare(learner, workload.batch)
+    trained = [*learner.parameters(), *(reg.parameters() if reg.lam else ())]
+    outer = torch.optim.Adam(trained, lr=OUTER_RATE, fused=True)
+
+    def run() -> None:
+        outer.zero_grad()
+        reg(learner, workload.batch).loss.backward()
+        outer.step()
+
+    return run
+
+
+def measure(case: Case, rounds: int, budget: float) -> dict[str, dict[str, float]]:
+    """By setting: milliseconds, operations, and both over the learner's alone."""
+    workload = case.workload()
+    settings: dict[str, Mapping[str, Any]] = {ALONE: {"lam": 0.0}, **case.settings}
+    steps, flops = {}, {}
+    for name, options in settings.items():
+        counted = step(case, workload, case.counted, options)
+        counted()  # settles what a first step settles
+        flops[name] = floor.count(counted).flops
+        steps[name] = step(case, workload, case.engine, options)
+        steps[name]()
+    times = timing.measure(steps, rounds, budget, time.process_time)
+    alone = times[ALONE].median, flops[ALONE]
+    return {
+        name: {
+            "median_ms": t.median,
+            "ms_a_task": t.median / len(workload.batch),
+            "turns": len(t.milliseconds),
+            "flops": flops[name],
+            "times_alone": t.median / alone[0],
+            "work_times_alone": flops[name] / alone[1],
+            "over_its_work": t.median / alone[0] / (flops[name] / alone[1]),
+        }
+        for name, t in times.items()
+    }
+
+
+def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Markdown: a line for each case and setting."""
+    lines = [
+        "| | setting | ms | ms a task | time, alone = 1 | counted work, alone = 1 | time over work |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case, rows in results.items():
+        for i, (name, row) in enumerate(rows.items()):
+            numbers = [row["median_ms"], row["ms_a_task"], row["times_alone"]]
+            numbers += [row["work_times_alone"], row["over_its_work"]]
+            texts = " | ".join(f"{value:.3g}" for value in numbers)
+            lines.append(f"| {case if i == 0 else ''} | {name} | {texts} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Prints the table; returns what was measured, by case."""
+    assert __doc__
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cases", nargs="+", default=["*"], metavar="PATTERN", help=", ".join(CASES)
+    )
+    parser.add_argument("--rounds", type=int, default=11, help="turns of each setting")
+    parser.add_argument(
+        "--budget", type=float, default=10, metavar="SECONDS", help="for one's turns"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found here")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    for name, case in CASES.items():
+        if any(fnmatchcase(name, pattern) for pattern in options.cases):
+            results[name] = measure(case, options.rounds, options.budget)
+            if options.json:
+                save(options.json, name, results[name])
+    print(table(results))
+    return results
+
+
+def save(path: Path, name: str, found: Mapping[str, Any]) -> None:
+    """Adds a case to the file, in the order of `CASES`."""
+    cases = json.loads(path.read_text())["cases"] if path.exists() else {}
+    cases[name] = found
+    known = {n: cases[n] for n in CASES if n in cases}
+    text = {"machine": record.machine(), "versions": record.versions(), "cases": known}
+    path.write_text(json.dumps(text, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Engine ``channels_last``: ``loop`` with images laid out so that a CPU is quick with them.
+
+A pixel's channels lie side by side, which pooling, normalization and convolution on a CPU prefer; and
+BatchNorm gets a second derivative that keeps that layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trlearner.engines import loop
+from trlearner.engines.batch_norm import CheapNorms
+from trlearner.seam import Engine, InnerLoop, TaskLearner
+from trlearner.types import Fast, State
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """Images ``[samples, channels, height, width]`` or filters channels-last; anything else as it is.
+
+    Example:
+        >>> laid_out(torch.ones(2, 1, 3, 4)).stride()
+        (12, 1, 4, 1)
+    """
+    if x.ndim != 4 or not x.is_floating_point():
+        return x
+    # Of a single channel `contiguous` would leave the strides, by which layers go, as they are.
+    return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
+
+
+@dataclass(frozen=True, eq=False)
+class _Laid:
+    """A learner whose images are laid out before it sees them."""
+
+    learner: TaskLearner
+
+    def state(self) -> State:
+        return self.learner.state()
+
+    def modules(self) -> Iterator[nn.Module]:
+        return self.learner.modules()
+
+    def couples_samples(self) -> bool:
+        return self.learner.couples_samples()
+
+    def embed(self, state: State, x: Tensor) -> Tensor:
+        with self._norms():
+            return self.learner.embed(state, laid_out(x))
+
+    def inner(self, state: State, lent: InnerLoop) -> Fast:
+        # Else every step would bring filters and their gradients to one layout.
+        return self.learner.inner(state, replace(lent, spread=laid_out))
+
+    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+        with self._norms():
+            return self.learner.predict(state, fast, laid_out(features))
+
+    def _norms(self) -> AbstractContextManager[Any]:
+        return CheapNorms() if self.learner.couples_samples() else nullcontext()
+
+
+def _laid(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda learner, *rest: function(_Laid(learner), *rest)
+
+
+ENGINE = Engine(
+    "channels_last",
+    _laid(loop.embed),
+    _laid(loop.adapt),
+    _laid(loop.predict),
+    _laid(loop.cross),
+    loop.loss,
+)
