@@ -36,18 +36,19 @@ def test_a_family_is_rare() -> None:
     assert planted.marked.float().mean() == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("arm", ["adaptive", "adaptive, held out"])
+@pytest.mark.parametrize(
+    "arm", ["adaptive", pytest.param("adaptive, held out", marks=pytest.mark.slow)]
+)
 def test_tasks_with_shuffled_labels_lose_weight(arm: str) -> None:
     """Within few steps of one seed; the study has more of both, and the interval."""
-    found = run("shuffled labels", arm, 0, Settings(steps=120))
+    found = run("shuffled labels", arm, 0, Settings(steps=100))
     assert found["ratio"] < 0.6
-    assert run("shuffled labels", "uniform", 0, Settings(steps=2))["ratio"] == pytest.approx(1.0)
 
 
 def test_the_command_prints_and_keeps_what_it_found(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "planted.json"
     command.main(
-        ["planted", "--seeds", "2", "--steps", "2", "--sets", "all sound", "--out", str(out)]
+        ["planted", "--seeds", "1", "--steps", "1", "--sets", "all sound", "--out", str(out)]
     )
     told = capsys.readouterr().out
     assert told.count("| all sound |") == 4
