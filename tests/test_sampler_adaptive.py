@@ -263,12 +263,12 @@ def test_the_global_random_state_is_left_alone() -> None:
 
 
 def test_a_stream_keeps_the_likelier() -> None:
-    sampler, learner = made(task_ids=None, every=1, scores=("difficulty",)), maml()
-    plain = sampler.reweight(POOL)  # nobody to score them yet
+    sampler = convinced(made(task_ids=None, every=1, scores=("difficulty",)))
+    learner = maml()
+    plain = sampler.reweight(POOL)
     assert len(plain) == SIZE
     for _ in range(4):
         sampler.update(learner, plain)
-    convinced(sampler)
     logits = sampler.logits_of(POOL, learner)
     counts = torch.zeros(TASKS)
     for _ in range(300):
