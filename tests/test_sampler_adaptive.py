@@ -263,12 +263,12 @@ def test_the_global_random_state_is_left_alone() -> None:
 
 
 def test_a_stream_keeps_the_likelier() -> None:
-    sampler, learner = made(task_ids=None, every=1, scores=("difficulty",)), maml()
-    plain = sampler.reweight(POOL)  # nobody to score them yet
+    sampler = convinced(made(task_ids=None, every=1, scores=("difficulty",)))
+    learner = maml()
+    plain = sampler.reweight(POOL)
     assert len(plain) == SIZE
     for _ in range(4):
         sampler.update(learner, plain)
-    convinced(sampler)
     logits = sampler.logits_of(POOL, learner)
     counts = torch.zeros(TASKS)
     for _ in range(300):
@@ -372,13 +372,14 @@ def test_other_samplers_are_none() -> None:
 
 def test_the_summary_is_for_tensorboard() -> None:
     sampler = made()
-    assert set(sampler.summary()) == {"weights", "weight entropy", "draws"}
+    assert set(sampler.summary()) == {"weights", "weight entropy", "draws", "trust"}
     train(sampler, maml(), 6)
     found = sampler.summary()
     assert set(found) == {
         "weights",
         "weight entropy",
         "draws",
+        "trust",
         "scores/diversity",
         "scores/entropy",
         "scores/difficulty",
@@ -388,7 +389,12 @@ def test_the_summary_is_for_tensorboard() -> None:
     stream = made(task_ids=None, batch_size=None, every=1)
     for _ in range(3):
         stream.update(maml(), POOL)
-    assert set(stream.summary()) == {"scores/diversity", "scores/entropy", "scores/difficulty"}
+    assert set(stream.summary()) == {
+        "trust",
+        "scores/diversity",
+        "scores/entropy",
+        "scores/difficulty",
+    }
     assert made("uniform").summary()["weight entropy"] == pytest.approx(1.0)
 
 
@@ -405,7 +411,7 @@ def test_held_out_tasks_judge() -> None:
     reg, learner = regularizer(made(held_out=POOL)), maml()
     for ids in itertools.islice(reg.sampler, 3):
         reg(learner, batch_of(ids)).loss.backward()
-    assert len(reg.sampler.summary()) == 6
+    assert len(reg.sampler.summary()) == 7
 
 
 def test_a_copy_is_a_sampler_of_its_own() -> None:
@@ -442,7 +448,7 @@ def test_graphs_that_cannot_be_made_are_done_without() -> None:
     )
     with pytest.warns(UserWarning, match="the task sampler goes on without graphs, for engine="):
         train(sampler, learner, 3)
-    assert len(sampler.summary()) == 6
+    assert len(sampler.summary()) == 7
     with pytest.raises(RuntimeError, match="could not trace"):
         train(made(every=1, engine="traced"), learner, 3)
 

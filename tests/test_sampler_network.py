@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from trlearner.experiments.sampler.table import cost_table, planted_table
 
 from trlearner.sampler.network import Trainer, objective, pulls, trust
 
@@ -88,29 +87,3 @@ def test_a_state_goes_on_alike() -> None:
         made.learn(torch.ones(8, 2), torch.arange(8.0), torch.full((8,), 1 / 8))
     scores = torch.randn(5, 2, generator=torch.Generator().manual_seed(2))
     assert torch.equal(one.logits(scores), other.logits(scores))
-
-
-def test_tables_pair_by_seed() -> None:
-    runs = [
-        {"set": "s", "arm": arm, "seed": seed, "test_loss": seed + loss, "ratio": ratio}
-        for arm, loss, ratio in (
-            ("uniform", 1.0, 1.0),
-            ("hard", 1.0, 2.0),
-            ("adaptive", 0.5, 1.0),
-            ("adaptive, held out", 0.5, 0.25),
-        )
-        for seed in range(3)
-    ]
-    text = planted_table(runs)
-    assert "| s | adaptive, held out | 1.500 ± 2.484 | -0.500 ± 0.000 | 0.25 |" in text
-    cost = {"net": "n", "engine": "e", "tasks": 4, "held_out": False, "without": 2.0}
-    text = cost_table([{**cost, "with_sampler": 2.2, "added": 0.1}])
-    assert "| n | e | 4 | the next batch | 2.00 | 2.20 | 10 % |" in text
-
-
-@pytest.mark.slow
-def test_shuffled_labels_lose_weight() -> None:
-    from trlearner.experiments.sampler.compare import Settings, run
-
-    found = run("shuffled labels", "adaptive, held out", 0, Settings())
-    assert found["ratio"] < 0.75  # one seed; the study has the interval

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from trlearner.experiments.sampler.compare import Settings, compare
-from trlearner.experiments.sampler.cost import costs
+from trlearner.experiments.sampler.cost import NETS, costs
 from trlearner.experiments.sampler.planted import SETS
 from trlearner.experiments.sampler.table import cost_table, planted_table
 
@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="of each run; by default the set's own")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--blocks", type=int, default=25, help="of ten steps, for each cost")
+    parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS))
     parser.add_argument("--out", type=Path, help="where the raw numbers go, as JSON")
     parser.add_argument("--show", type=Path, help="print the table of raw numbers that are there")
     told = parser.parse_args(arguments)
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         if told.study == "planted":
             rows = compare(range(told.seeds), Settings(steps=told.steps), told.sets)
         else:
-            rows = costs(told.blocks)
+            rows = costs(told.blocks, told.nets)
         found = []
         for row in rows:
             print(row, file=sys.stderr, flush=True)

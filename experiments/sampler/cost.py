@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,6 +16,7 @@ from trlearner.experiments.models.mlp import mlp
 import trlearner as tr
 
 EVERY, POOL = 10, 64
+NETS = ("sinusoid", "conv4")
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ def measure(net: str, engine: str, tasks: int, blocks: int) -> Iterator[Cost]:
         yield Cost(net, engine, tasks, held_out, without, found, found / without - 1, blocks)
 
 
-def costs(blocks: int) -> Iterator[dict]:
-    """Both nets on both engines."""
-    for net, tasks in (("sinusoid", 4), ("sinusoid", 16), ("conv4", 4)):
+def costs(blocks: int, nets: Sequence[str]) -> Iterator[dict]:
+    """The nets on both engines."""
+    cases = (("sinusoid", 4), ("sinusoid", 16), ("conv4", 4))
+    for net, tasks in (case for case in cases if case[0] in nets):
         for engine in ("batched", "compiled"):
             few = max(3, blocks // 5) if net == "conv4" else blocks
             yield from map(asdict, measure(net, engine, tasks, few))

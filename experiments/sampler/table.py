@@ -22,7 +22,12 @@ def planted_table(runs: Sequence[dict]) -> str:
     for kind in dict.fromkeys(run["set"] for run in runs):
         own = {arm: _column(runs, kind, arm) for arm in ARMS}
         for arm, rows in own.items():
-            losses, base = ([r["test_loss"] for r in one] for one in (rows, own["uniform"]))
+            if not rows:
+                continue
+            base = [
+                r["test_loss"] for r in own["uniform"] if r["seed"] in {one["seed"] for one in rows}
+            ]
+            losses = [r["test_loss"] for r in rows]
             less = "" if arm == "uniform" else str(paired(base, losses))
             lines.append(
                 f"| {kind} | {arm} | {interval(losses)} | {less} | {_ratio([r['ratio'] for r in rows])} |"

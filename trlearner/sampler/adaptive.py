@@ -198,9 +198,13 @@ class AdaptiveTaskSampler(TaskSampler):
     # ---- looking at it, and going on -----------------------------------------------------------
 
     def summary(self) -> dict[str, Tensor]:
-        """For TensorBoard: numbers are scalars, vectors are distributions over tasks."""
+        """For TensorBoard: numbers are scalars, vectors are distributions over tasks.
+
+        `trust` says how far the network is believed: weights are uniform at 0.
+        """
         self.settle()
-        return super().summary() | self._board.summary(self.scores)
+        trust = torch.tensor(self._trainer.trust)
+        return super().summary() | {"trust": trust} | self._board.summary(self.scores)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later draws depend on, a step that waits to be judged included."""

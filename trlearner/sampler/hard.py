@@ -84,6 +84,7 @@ class HardTaskSampler(TaskSampler):
         if self.updates % self.every == 0 or self.every == 1:
             losses = self._losses(batch, learner)[:, None]
             self._board.note(losses, None if self.task_ids is None else self.places(batch))
+            self._weights = None
 
     def watch(self, learner: Learner, batch: TaskBatch) -> None:
         """As `update`."""

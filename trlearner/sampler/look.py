@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from trlearner.engines.choose import ENGINES
 from trlearner.functional import random_state_kept
 from trlearner.learners.protocol import Learner
 from trlearner.sampler.evidence import NORM, Watched, support_features
-from trlearner.sampler.lookahead import Direction, mean_gradient, products, task_losses
+from trlearner.sampler.lookahead import Direction, mean_gradient, product, products, task_losses
 from trlearner.sampler.registry import Evidence
 from trlearner.seam import Engine
 from trlearner.types import Fast, LossFn, State
@@ -61,17 +62,31 @@ def look(
         along = {n.removeprefix("direction."): t for n, t in given.items()}
         return _look(engine, learner, at, tasks, along, loss_fn, extractor)
 
-    here = {n: t.detach() for n, t in state.items()}
-    with random_state_kept(batch.query.x):
-        if engine.name in compiled.NAMES:
-            facts = {"purpose": "look-ahead", "loss function": loss_fn, "features of": extractor}
-            found = compiled.evaluate(function, engine, learner, here, batch, wanted, facts)
-        else:
-            found = function(here, batch, wanted)
+    facts = {"purpose": "look-ahead", "features of": extractor}
+    found = _evaluated(function, engine, learner, state, batch, wanted, loss_fn, facts)
     support = batch.support
     features = found["features"][:, : support.x.shape[1]]
     evidence = Evidence(features, support.y, support.mask, support.ways, found["norm"])
     return Look(-found["products"], evidence)
+
+
+def _evaluated(
+    function: Callable[[State, TaskBatch, dict[str, Tensor]], dict[str, Tensor]],
+    engine: Engine,
+    learner: Learner,
+    state: State,
+    batch: TaskBatch,
+    more: dict[str, Tensor],
+    loss_fn: LossFn,
+    facts: Mapping[str, Hashable],
+) -> dict[str, Tensor]:
+    """``function(state, batch, more)``, from a graph where the engine makes them; no trace is left."""
+    here = {n: t.detach() for n, t in state.items()}
+    with random_state_kept(batch.query.x):
+        if engine.name not in compiled.NAMES:
+            return function(here, batch, more)
+        told = {**facts, "loss function": loss_fn}
+        return compiled.evaluate(function, engine, learner, here, batch, more, told)
 
 
 def _look(
@@ -91,31 +106,44 @@ def _look(
         return fast
 
     telling = Engine(engine.name, engine.embed, adapt, engine.predict, engine.cross, engine.loss)
-    losses, found = products(
-        lambda at: task_losses(telling, watched, at, batch, loss_fn, learner.steps),
-        state,
-        direction,
-    )
+
+    def losses_of(tasks: TaskBatch) -> Callable[[State], Tensor]:
+        return lambda at: task_losses(telling, watched, at, tasks, loss_fn, learner.steps)
+
+    if (
+        engine.name == "loop"
+    ):  # every task has a graph of its own: its gradient costs no more than a step
+        tasks = [losses_of(batch[i : i + 1]) for i in range(len(batch))]
+        found = torch.stack([product(one, state, direction) for one in tasks])
+    else:
+        found = products(losses_of(batch), state, direction)[1]
     features = support_features(extractor, engine, learner, state, batch.support)
-    return {
-        "losses": losses,
-        "products": found,
-        "norm": norms[0].detach(),
-        "features": features,
-    }
+    return {"products": found, "norm": torch.cat(norms).detach(), "features": features}
 
 
 def held_out_gradient(
     engine: Engine, learner: Learner, batch: TaskBatch, loss_fn: LossFn
 ) -> dict[str, Tensor]:
-    """The gradient of a batch's mean loss where the learner stands, by the state's names."""
-    eager = eager_engine(engine)
+    """The gradient of a batch's mean loss where the learner stands, by the state's names.
+
+    Args:
+        engine: Runs the tasks.
+        learner: Whose parameters and buffers.
+        batch: The tasks.
+        loss_fn: For one task.
+    """
     with torch.enable_grad():
         state = learner.state()
-    with random_state_kept(batch.query.x):
+    trained = tuple(n for n, t in state.items() if t.requires_grad)
+
+    def function(at: State, tasks: TaskBatch, _: dict[str, Tensor]) -> dict[str, Tensor]:
+        here = {n: t.detach().requires_grad_(n in trained) for n, t in at.items()}
         return mean_gradient(
-            lambda at: task_losses(eager, learner, at, batch, loss_fn, learner.steps), state
+            lambda s: task_losses(engine, learner, s, tasks, loss_fn, learner.steps), here
         )
+
+    facts = {"purpose": "gradient", "trained": trained}
+    return _evaluated(function, engine, learner, state, batch, {}, loss_fn, facts)
 
 
 def looking_engine(kind: str, engine: Engine, learner: Learner) -> Engine:
@@ -123,13 +151,19 @@ def looking_engine(kind: str, engine: Engine, learner: Learner) -> Engine:
 
     ``"auto"`` replays a trace, or runs a compiled graph where the step does, where a step is many small
     operations: that halves the work that is Python's. Where models convolve a graph would save next to
-    nothing and take minutes to make.
+    nothing and take minutes to make; on a CPU it is then one task after the other.
     """
-    if kind == "eager" or (kind == "auto" and convolves(learner)):
-        return eager_engine(engine)
     if kind in compiled.NAMES:
         return ENGINES[kind]
-    return compiled.TRACED if engine.name == "batched" else _graph_or_eager(engine)
+    eager = eager_engine(engine)
+    if kind == "eager":
+        return eager
+    if convolves(learner):
+        there = any(p.is_cuda for p in learner.parameters())
+        return eager if there else ENGINES["loop"]
+    return {"batched": compiled.TRACED, **dict.fromkeys(compiled.NAMES, engine)}.get(
+        engine.name, eager
+    )
 
 
 def eager_engine(engine: Engine) -> Engine:
@@ -142,7 +176,3 @@ def eager_engine(engine: Engine) -> Engine:
 def convolves(learner: Learner) -> bool:
     """Whether arithmetic outweighs the number of operations."""
     return any(isinstance(module, _ConvNd) for module in learner.modules())
-
-
-def _graph_or_eager(engine: Engine) -> Engine:
-    return engine if engine.name in compiled.NAMES else eager_engine(engine)

@@ -81,6 +81,26 @@ def products(
     return losses.detach(), found
 
 
+def product(
+    loss_of: Callable[[State], Tensor], state: State, direction: Direction
+) -> Float[Tensor, ""]:
+    """``<direction, grad L>`` of a single task's loss, by its gradient.
+
+    Args:
+        loss_of: From a state to ``[1]`` loss.
+        state: Where.
+        direction: As in `products`.
+    """
+    with torch.enable_grad():
+        here = {n: t.detach().requires_grad_() if n in direction else t for n, t in state.items()}
+        loss = loss_of(here)
+        wanted = [here[n] for n in direction]
+        gradients = torch.autograd.grad(loss.sum(), wanted, allow_unused=True)
+    pairs = zip(gradients, direction.values(), strict=True)
+    along = [(g * v).sum() for g, v in pairs if g is not None]
+    return torch.stack(along).sum() if along else loss.new_zeros(())
+
+
 def mean_gradient(
     losses_of: Callable[[State], Tensor], state: State, weights: Tensor | None = None
 ) -> dict[str, Tensor]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from torch import Tensor
 
 from trlearner.batch import TaskBatch
@@ -23,8 +26,11 @@ from trlearner.sampler.lookahead import Direction
 from trlearner.sampler.loss import loss_for
 from trlearner.sampler.marked import Marked
 from trlearner.sampler.registry import Evidence
+from trlearner.seam import Engine
 from trlearner.types import LossFn
 from trlearner.warn import warn
+
+T = TypeVar("T")
 
 
 class Looker:
@@ -43,9 +49,12 @@ class Looker:
         self, learner: Learner, batch: TaskBatch, loss: LossFn | None
     ) -> dict[str, Tensor]:
         """Of the batch's mean loss, where the learner stands."""
-        loss_fn = loss_for(loss, batch)
-        engine = learner.check(batch.support, loss_fn, batch.query)
-        return held_out_gradient(engine, learner, batch, loss_fn)
+        return self._run(
+            learner,
+            batch,
+            loss,
+            lambda engine, loss_fn: held_out_gradient(engine, learner, batch, loss_fn),
+        )
 
     def evidence(self, learner: Learner, batch: TaskBatch, loss: LossFn | None) -> Evidence:
         """What scores are made of, where the learner stands."""
@@ -57,15 +66,31 @@ class Looker:
     def look(
         self, learner: Learner, step: Marked, direction: Direction, loss: LossFn | None
     ) -> Look:
-        """The look-ahead over a step; without graphs once one could not be made."""
-        batch, loss_fn = step.batch, loss_for(loss, step.batch)
+        """The look-ahead over a step."""
+        return self._run(
+            learner,
+            step.batch,
+            loss,
+            lambda engine, loss_fn: look(
+                engine, learner, step.state, step.batch, direction, loss_fn, self.extractor
+            ),
+        )
+
+    def _run(
+        self,
+        learner: Learner,
+        batch: TaskBatch,
+        loss: LossFn | None,
+        function: Callable[[Engine, LossFn], T],
+    ) -> T:
+        """On the engine for looks; without graphs once one could not be made."""
+        loss_fn = loss_for(loss, batch)
         engine = learner.check(batch.support, loss_fn, batch.query)
-        args = (learner, step.state, batch, direction, loss_fn, self.extractor)
         try:
-            return look(looking_engine(self.kind, engine, learner), *args)
+            return function(looking_engine(self.kind, engine, learner), loss_fn)
         except NotCompilable as error:
             if self.kind != "auto":
                 raise
             self.kind = "eager"
             warn(f"the task sampler goes on without graphs, for {error}")
-            return look(eager_engine(engine), *args)
+            return function(eager_engine(engine), loss_fn)

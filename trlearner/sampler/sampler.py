@@ -203,7 +203,8 @@ class TaskSampler(Sampler[list[Hashable]], abc.ABC):
     def _arrived(self, batch: TaskBatch) -> None:
         """A batch, and whatever was drawn before it, is not on its way any more."""
         self.updates += 1
-        self._weights = None
+        if self.updates == self.warmup:
+            self._weights = None
         if self.task_ids is not None:
             self._way.arrived(self.places(batch))
 
