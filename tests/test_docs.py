@@ -37,7 +37,14 @@ def learners() -> dict:
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "docs/doctor.md", "docs/learners.md", "docs/monitor.md", "docs/sampler.md"],
+    [
+        "README.md",
+        "docs/doctor.md",
+        "docs/learners.md",
+        "docs/monitor.md",
+        "docs/sampler.md",
+        "docs/when-it-helps.md",
+    ],
 )
 def test_code_blocks_run(page: str, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
