@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 Case = Callable[[int, int], Any]
 LIMIT = 120.0  # seconds, for any one case
+HOME = str(Path(__file__).resolve().parent.parent)
 
 
 @dataclass
@@ -59,7 +60,11 @@ def started(target: Callable[..., None], *args: Any, rank: int) -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "trlearner"])  # DDP imports the former
     process = context.Process(target=target, args=(rank, *args), daemon=True)
-    process.start()
+    sys.path.append(HOME)  # for the process to find `tests.test_...` as pytest called it
+    try:
+        process.start()
+    finally:
+        sys.path.remove(HOME)
     return process
 
 

@@ -53,7 +53,8 @@ def test_the_example_under_torchrun_equals_one_process(tmp_path: pathlib.Path) -
 def test_the_documentation_runs_under_torchrun(tmp_path: pathlib.Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
     assert len(blocks) == 4
-    (tmp_path / "train.py").write_text("".join(blocks), "utf-8")
+    code = "".join(blocks) + "print('to the end', flush=True)\n"
+    (tmp_path / "train.py").write_text(code, "utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     done = subprocess.run(
         [*command, "--master-port", str(free_port()), "train.py"],
@@ -63,7 +64,11 @@ def test_the_documentation_runs_under_torchrun(tmp_path: pathlib.Path) -> None:
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
+    # After DDP, gloo's threads outlive `destroy_process_group` and can abort an interpreter that
+    # is ending (pytorch#190489): seen once in forty runs.
+    aborted = "terminate called without an active exception" in done.stderr
+    assert done.returncode == 0 or aborted, done.stderr
+    assert done.stdout.count("to the end") == 2, done.stderr
     assert done.stdout.count("torch.Size([5, 5])") == 3, done.stdout
     assert done.stdout.count("gradients (by DDP)") == 3
 

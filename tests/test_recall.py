@@ -127,6 +127,20 @@ def test_tuning_leaves_others_alone_where_they_do_not() -> None:
     assert (memory.share, tuned.loss) == (0.0, tuned.alone)
 
 
+@pytest.mark.parametrize("size", [100.0, 1e25])
+def test_tuning_is_not_confused_by_one_task_that_explodes(size: float) -> None:
+    """One task's inputs are large: the learner's own steps lead far away, or beyond all numbers."""
+    learner = tr.MAML(nn.Linear(1, 1), lr=0.02, steps=2)
+    memory = tr.TaskMemory(learner)
+    memory.remember(waves(10, 0), steps=200)
+    tasks = waves(40, 1)
+    for part in (tasks.support, tasks.query):
+        part.x[3] *= size
+    tuned = memory.tune(tasks)
+    assert tuned.alone > 1e6
+    assert (tuned.share, memory.temperature < 10) == (1.0, True)
+
+
 def test_state_goes_through_a_file_that_executes_nothing() -> None:
     known, new, loss_fn, _ = problem("maml")
     learner = contracts.learner("maml", contracts.net(), "batched")

@@ -27,6 +27,10 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 """Likewise, beside 0."""
 
 
+EXPLODED = 1e30
+"""What a loss that is no number counts as: worse than any other, no better than its like."""
+
+
 class TaskMemory:
     """Predicts with a mixture of a task's own adapted model and those of earlier tasks.
 
@@ -186,11 +190,12 @@ class TaskMemory:
         kind = mixture_kind("auto", query.y, "softmax")
 
         def losses_of(predictions: Tensor) -> Tensor:
-            return engine.loss(self.loss_fn, predictions, query.y, query.mask).double()
+            losses = engine.loss(self.loss_fn, predictions, query.y, query.mask).double()
+            return losses.nan_to_num(nan=EXPLODED, posinf=EXPLODED)
 
         predicted = own(query)
         alone = losses_of(predicted)
-        unit = float(alone.mean())
+        unit = float(_tamed(alone).mean().clamp(min=torch.finfo(torch.float32).tiny))
         explained = self._explain(support)
         who = self._weigh(explained, 1.0)[1]
         others = self._ask(query, who)
@@ -201,12 +206,13 @@ class TaskMemory:
                 for share, t in settings
             ]
         )
-        best = int(losses.mean(1).argmin())
+        gains = _tamed(alone - losses)
+        best = int(gains.mean(1).argmax())
         self.share, self.temperature = settings[best]
-        if not _sure(alone - losses):
+        if not _sure(gains):
             self.share = 0.0
-        loss = float(losses[best].mean()) if self.share else unit
-        return Tuned(self.share, self.temperature, loss, unit)
+        chosen = losses[best] if self.share else alone
+        return Tuned(self.share, self.temperature, float(chosen.mean()), float(alone.mean()))
 
     def parameters(self) -> Iterator[Tensor]:
         """The learner's."""
@@ -335,6 +341,11 @@ def _sure(gains: Tensor) -> bool:
         return False
     found = torch.cat([b[a.mean(1).argmax()] for a, b in (halves, halves[::-1])])
     return bool(found.mean() > 2 * found.std() / len(found) ** 0.5)
+
+
+def _tamed(values: Tensor) -> Tensor:
+    """The largest twentieth lowered to what lies below: a task that exploded must not drown all others."""
+    return values.clamp(max=values.quantile(0.95, dim=-1, keepdim=True))
 
 
 def _together(own: Tensor, others: Tensor, weights: Tensor, share: float, kind: Any) -> Tensor:
