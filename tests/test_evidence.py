@@ -23,7 +23,15 @@ SMALL = {
 }
 RATES = ({"inner_lr": 0.01}, {"inner_lr": 0.03})
 CELL = Cell(
-    "curves, maml", "regression/harmonic", "maml", SMALL, RATES, 2, remembered=8, samples=20
+    "curves, maml",
+    "regression/harmonic",
+    "maml",
+    SMALL,
+    RATES,
+    seeds=2,
+    remembered=8,
+    samples=20,
+    longer={"steps": 6},
 )
 
 
@@ -46,7 +54,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_arms_differ_by_the_term_alone(runs: Path) -> None:
     alone, paper, term = (CELL.arm(arm, runs, 1) for arm in ARMS)
-    assert alone.lam == 0 and alone.seed == 1
+    assert (alone.lam, alone.seed, alone.steps) == (0, 1, 6)
+    assert {config.steps for config in CELL.term_candidates(runs)} == {4}
     said = {"lam": 0.1, "normalize": "quotient", "mixture": "values", "align": "none"}
     assert paper == replace(alone, **said)
     assert term.normalize == "softmax" and term.lam in (0.03, 0.3)

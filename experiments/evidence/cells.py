@@ -40,6 +40,7 @@ class Cell:
         remembered: How many training tasks a memory has.
         samples: Of each of them.
         engine: As the learner's.
+        longer: What differs in the runs of the table from those that tune.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Cell:
     remembered: int = 480
     samples: int = 100
     engine: str = "auto"
+    longer: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tuned(self) -> bool:
@@ -81,7 +83,7 @@ class Cell:
             alone = (
                 best(self.term_candidates(root), root) if self.tuned else replace(alone, **UNTUNED)
             )
-        return replace(alone, seed=seed)
+        return replace(alone, seed=seed, **self.longer)
 
     def done(self, root: Path) -> Iterator[tuple[str, int, Config, Path]]:
         """Arm, seed, config and folder of every run of the table that has ended."""
@@ -119,6 +121,7 @@ def validation(folder: Path) -> float:
 
 
 CURVES: dict[str, Any] = {"steps": 4000, "validate_every": 400, "test_tasks": 1000}
+LONGER = {"steps": 12000, "validate_every": 1000}
 RATES = (
     {"inner_lr": 0.01, "outer_lr": 1e-3},
     {"inner_lr": 0.01, "outer_lr": 3e-3},
@@ -135,6 +138,7 @@ CELLS = (
             RATES,
             seeds=5,
             engine="compiled",
+            longer=LONGER,
         )
         for problem in ("sinusoid", "harmonic", "families")
         for learner in ("maml", "anil", "metasgd", "tnet")
