@@ -1,12 +1,14 @@
 """The evidence table is what the raw numbers say, and every stage does only what is missing."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 from trlearner.experiments import train
 from trlearner.experiments.config import Config
 from trlearner.experiments.evidence import collect, recall, table
@@ -108,8 +110,23 @@ def test_from_runs_to_the_table(
     assert text == (tmp_path / "table.md").read_text().rstrip("\n")
 
 
+def test_gradients_of_the_two_losses_are_read_from_what_was_watched(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step, value in enumerate([0.5, 0.7, math.nan, 9.0, 9.0, 9.0, 9.0, 0.1, 0.3]):
+            writer.add_scalar("trlearner.gradient/cosine", value, step)
+    assert collect.gradients(tmp_path) == {"cosine": pytest.approx([0.6, 0.2])}
+
+
+def test_agreement_of_gradients_is_told(tmp_path: Path) -> None:
+    seen = {"cosine": [0.5, -0.25], "ratio": [0.125, 1.0]}
+    runs = [{**raw("paper", 0, [1.0]), "gradients": seen}, raw("alone", 0, [1.0])]
+    record = {"cell": CELLS[0].name, "runs": runs}
+    (tmp_path / "one.json").write_text(json.dumps(record))
+    assert f"| {CELLS[0].name} | 0.50 | -0.25 | 0.12 | 1.00 |" in table.write(tmp_path)
+
+
 def raw(arm: str, seed: int, tasks: list[float | None], better: str = "lower") -> dict:
-    shared = {"metric": "mse", "better": better, "tasks_with_memory": None}
+    shared = {"metric": "mse", "better": better, "tasks_with_memory": None, "gradients": {}}
     return {"arm": arm, "seed": seed, "tasks": tasks, **shared}
 
 

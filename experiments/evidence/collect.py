@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trlearner.experiments import checkpoint
 from trlearner.experiments.config import Config
 from trlearner.experiments.evidence.cells import Cell, validation
@@ -42,10 +45,31 @@ def _numbers(config: Config, folder: Path) -> dict[str, Any]:
         "better": result["better"],
         "trivial": result["trivial"]["test"],
         "seconds_per_step": timing["seconds_per_step"],
+        "gradients": gradients(folder / "events") if config.lam else {},
         "tasks": _short(own),
         "memory": {name: memory[name] for name in ("steps", "share", "temperature") if memory},
         "tasks_with_memory": _short(memory["test"][metric]["tasks"]) if memory else None,
     }
+
+
+def gradients(events: Path) -> dict[str, list[float]]:
+    """How the term's meta-gradient compares with the learner's own, as the run's monitor saw it.
+
+    Returns:
+        Means over the first and the last quarter of what was written, of the cosine between the two and
+        of the term's length (times λ) over the other's; nothing where nothing was written.
+    """
+    written = EventAccumulator(str(events))
+    written.Reload()
+    found = {}
+    for name in ("cosine", "ratio"):
+        tag = f"trlearner.gradient/{name}"
+        if tag in written.Tags()["scalars"]:
+            seen = [e.value for e in written.Scalars(tag) if math.isfinite(e.value)]
+            some = max(1, len(seen) // 4)
+            if seen:
+                found[name] = [fmean(seen[:some]), fmean(seen[-some:])]
+    return found
 
 
 def _tuning(cell: Cell, root: Path) -> Sequence[dict[str, Any]]:

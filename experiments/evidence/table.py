@@ -126,7 +126,7 @@ def _lines(
         unit = {"accuracy": " %", "mse": "", "r2": ""}.get(runs[0]["metric"], "")
         cells = "".join(f" {cell_text(c, scale, runs[0]['better'])} |" for c in arms.values())
         lines.append(f"| {name} | {len(base)} of {planned} | {level}{unit} |{cells}")
-    lines += ["", *_tally(rows)]
+    lines += ["", *_tally(rows), "", *_agreement(rows)]
     return lines
 
 
@@ -165,3 +165,25 @@ def _tally(
             f"| {arm} | {counts[0]} | {counts[1]} | {counts[2]} | {len(unsure)} | {missing} |"
         )
     return lines
+
+
+def _agreement(
+    rows: Sequence[tuple[str, int, Sequence[dict[str, Any]], dict[str, Compared]]],
+) -> list[str]:
+    """Of the paper's term: its meta-gradient beside the learner's own, early and late in training."""
+    lines = [
+        "| paper's term | cosine with the own gradient, early | late | length over the own, early | late |",
+        "|---|---|---|---|---|",
+    ]
+    for name, _, runs, _ in rows:
+        seen = [
+            run["gradients"] for run in runs if run["arm"] == "paper" and len(run["gradients"]) == 2
+        ]
+        if seen:
+            means = (
+                float(np.mean([one[kind][when] for one in seen]))
+                for kind in ("cosine", "ratio")
+                for when in (0, 1)
+            )
+            lines.append(f"| {name} | " + " | ".join(f"{m:.2f}" for m in means) + " |")
+    return lines if len(lines) > 2 else []
