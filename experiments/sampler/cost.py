@@ -21,7 +21,7 @@ NETS = ("sinusoid", "conv4")
 
 @dataclass(frozen=True)
 class Cost:
-    """Milliseconds a meta-step, medians over blocks of `EVERY` steps taken in turns.
+    """Milliseconds of CPU time a meta-step, medians over blocks of `EVERY` steps taken in turns.
 
     Attributes:
         added: What the sampler adds, as a share of the step without it.
@@ -76,13 +76,13 @@ class Contender:
         self.optimizer = torch.optim.Adam(self.learner.parameters())
 
     def block(self) -> float:
-        """Milliseconds a step, over `EVERY` steps of which the sampler refreshes in one."""
-        started = time.perf_counter()
+        """Milliseconds of CPU time a step, over `EVERY` steps of which the sampler refreshes in one."""
+        started = time.process_time()
         for ids in itertools.islice(self.draws, EVERY):
             self.optimizer.zero_grad()
             self.reg(self.learner, self.pool[ids]).loss.backward()
             self.optimizer.step()
-        return 1e3 * (time.perf_counter() - started) / EVERY
+        return 1e3 * (time.process_time() - started) / EVERY
 
 
 def measure(net: str, engine: str, tasks: int, blocks: int) -> Iterator[Cost]:
