@@ -127,6 +127,7 @@ def test_agreement_of_gradients_is_told(tmp_path: Path) -> None:
 
 def raw(arm: str, seed: int, tasks: list[float | None], better: str = "lower") -> dict:
     shared = {"metric": "mse", "better": better, "tasks_with_memory": None, "gradients": {}}
+    shared["trivial"] = {"constant": {"mse": {"mean": 4.0}}}
     return {"arm": arm, "seed": seed, "tasks": tasks, **shared}
 
 
@@ -154,11 +155,22 @@ def test_correction_asks_for_more() -> None:
     assert table.compare(runs, "term", "tasks", 10**6).sign == 1
 
 
-def test_a_diverged_run_is_said_to_have() -> None:
-    runs = [raw("alone", s, [1.0, 2.0]) for s in range(2)]
-    runs += [raw("term", 0, [1.0, None]), raw("term", 1, [1.0, 2.0])]
-    assert np.isnan(table.compare(runs, "term", "tasks", 76).mean)
-    assert table.cell_text(table.compare(runs, "term", "tasks", 76), 1, "lower") == "diverged"
+def test_tasks_that_explode_count_for_ten_times_a_constant_answer(tmp_path: Path) -> None:
+    runs = [raw("alone", s, [1.0, 2.0, 1e21]) for s in range(2)]
+    runs += [raw("term", 0, [1.0, None, 39.0]), raw("term", 1, [1.0, 2.0, 41.0])]
+    assert table.values(runs, "alone", "tasks")[0].tolist() == [1.0, 2.0, 40.0]
+    assert table.values(runs, "term", "tasks")[0].tolist() == [1.0, 40.0, 39.0]
+    assert [table.exploded(runs, arm, "tasks") for arm in ("alone", "term")] == [2, 2]
+    (tmp_path / "one.json").write_text(json.dumps({"cell": CELLS[0].name, "runs": runs}))
+    assert "(2 of 6 tasks exploded)" in table.write(tmp_path)
+
+
+def test_scores_that_are_not_finite_are_said_to_have_diverged() -> None:
+    runs = [raw("alone", s, [0.1, 0.2], "higher") for s in range(2)]
+    runs += [raw("term", 0, [0.1, None], "higher"), raw("term", 1, [0.1, 0.2], "higher")]
+    found = table.compare(runs, "term", "tasks", 76)
+    assert np.isnan(found.mean)
+    assert table.cell_text(found, 1, "higher") == "diverged"
 
 
 def test_one_seed_has_no_interval() -> None:

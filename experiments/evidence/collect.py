@@ -36,7 +36,8 @@ def _numbers(config: Config, folder: Path) -> dict[str, Any]:
     result = json.loads((folder / "result.json").read_text())
     metric = result["metric"]
     timing = json.loads((folder / "timing.json").read_text())
-    own = result["test"][str(config.inner_steps)][metric]["tasks"]
+    (by_metric,) = result["test"].values()  # after the learner's own number of inner steps
+    own = by_metric[metric]["tasks"]
     recalled = folder / "recall.json"
     memory: Mapping[str, Any] = json.loads(recalled.read_text()) if recalled.exists() else {}
     return {

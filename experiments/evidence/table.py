@@ -23,6 +23,9 @@ ARMS = {
 }
 """What is compared with the learner alone: whose runs, and which of their scores."""
 
+LIMIT = 10
+"""An error counts for at most so many times what the best constant answer has on average."""
+
 Values = dict[int, np.ndarray]
 """By seed, a score of every test task."""
 
@@ -103,12 +106,31 @@ def compare(runs: Sequence[dict[str, Any]], arm: str, scores: str, comparisons: 
 
 
 def values(runs: Sequence[dict[str, Any]], arm: str, scores: str) -> Values:
-    """Scores of an arm; diverged ones are not finite."""
-    return {
-        run["seed"]: np.array([math.nan if v is None else v for v in run[scores]], dtype=float)
+    """Scores of an arm.
+
+    Errors are limited: one task of a thousand, at which inner steps explode, would outweigh all others.
+    """
+    found: Values = {}
+    for run in runs:
+        if run["arm"] == arm and run[scores] is not None:
+            raw = np.array([math.nan if v is None else v for v in run[scores]], dtype=float)
+            found[run["seed"]] = np.fmin(raw, limit(run)) if run["better"] == "lower" else raw
+    return found
+
+
+def limit(run: dict[str, Any]) -> float:
+    """The most that an error of a run counts for."""
+    return float(LIMIT * run["trivial"]["constant"][run["metric"]]["mean"])
+
+
+def exploded(runs: Sequence[dict[str, Any]], arm: str, scores: str) -> int:
+    """Test tasks with an error beyond the limit, of all runs of an arm."""
+    return sum(
+        v is None or v > limit(run)
         for run in runs
-        if run["arm"] == arm and run[scores] is not None
-    }
+        if run["arm"] == arm and run[scores] is not None and run["better"] == "lower"
+        for v in run[scores]
+    )
 
 
 def _lines(
@@ -124,6 +146,9 @@ def _lines(
         scale = 100 if runs[0]["metric"] == "accuracy" else 1
         level = interval([scale * float(v.mean()) for v in base.values()])
         unit = {"accuracy": " %", "mse": "", "r2": ""}.get(runs[0]["metric"], "")
+        lost = exploded(runs, "alone", "tasks")
+        if lost:
+            unit += f" ({lost} of {sum(map(len, base.values()))} tasks exploded)"
         cells = "".join(f" {cell_text(c, scale, runs[0]['better'])} |" for c in arms.values())
         lines.append(f"| {name} | {len(base)} of {planned} | {level}{unit} |{cells}")
     lines += ["", *_tally(rows), "", *_agreement(rows)]
