@@ -41,6 +41,8 @@ def forest(told: Mapping[str, Mapping[str, Any]], levels: Mapping[str, float]) -
     axes.axvline(0, color="black", lw=0.8)
     axes.set_yticks([i + 0.3 for i in range(len(cells))], cells)
     axes.invert_yaxis()
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, -100), min(high, 100))  # of few seeds, intervals can be wider than that
     axes.set_xlabel("better than the learner alone by, % of its score (95 % intervals)")
     axes.legend(loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
