@@ -223,7 +223,7 @@ def main() -> None:
     )
     record = {
         "command": "python -m trlearner.experiments.scaling",
-        "machine": platform.platform(),
+        "machine": platform.system(),
         "cores": cores,
         "torch": torch.__version__,
         "load": os.getloadavg()[0],

@@ -124,7 +124,8 @@ class Run:
         values = {name: part["summaries"] for name, part in found.items()}
         score = next(iter(values[metric.name].values()))
         sign = 1 if metric.better == "higher" else -1
-        if self.best["score"] is None or sign * score > sign * self.best["score"]:
+        first = self.best["score"] is None or not math.isfinite(self.best["score"])
+        if first or sign * score > sign * self.best["score"]:
             self.best = {"step": self.step, "score": score, "weights": weights}
         self.history.append({"step": self.step, "validation": values})
         return {f"{name}/{s}": v for name, part in values.items() for s, v in part.items()}
@@ -192,7 +193,7 @@ class Run:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
         self.engine = self.learner.engine = state["engine"]
         for name in ("step", "skipped", "average", "best", "history", "seconds", "seen"):
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))  # some came later
 
 
 def run(

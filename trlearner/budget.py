@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from trlearner.functional import random_state_kept
 
 SHARE = 0.5
-"""Of the memory that is free, if no budget is given."""
+"""Of the memory that is free, if no budget is given; ranks of one machine divide it among them."""
 
 TIMES = 3
 """What one needs with its backward pass, and is lost between blocks, over what its forward pass makes."""
@@ -28,7 +30,8 @@ def within_budget(
     Args:
         ask: For some of the answers.
         total: How many there are.
-        budget: In bytes; by default half of what is free where the answers will be.
+        budget: In bytes; by default half of what is free where the answers will be, divided by
+            ``LOCAL_WORLD_SIZE`` on a CPU that several ranks share (torchrun sets it).
         like: Is where the answers will be.
 
     Example:
@@ -39,21 +42,25 @@ def within_budget(
     counted = _Made()
     with random_state_kept(like), torch.no_grad(), counted:
         ask(slice(0, 1))
-    budget = int(SHARE * free_memory(like.device)) if budget is None else budget
+    if budget is None:
+        ranks = 1 if like.is_cuda else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        budget = int(SHARE * free_memory(like.device)) // ranks
     return max(1, min(total, budget // max(1, TIMES * counted.bytes)))
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on a device.
+    """Bytes that can be had on a device: within a container's limit, and from torch's own cache, too.
 
     Raises:
         ValueError: The system does not say.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     try:
         with open("/proc/meminfo") as lines:
-            return next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
+            free = next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
+        return min(free, _within_container())
     except (OSError, StopIteration):
         pass
     try:
@@ -62,6 +69,15 @@ def free_memory(device: torch.device) -> int:
         raise ValueError(
             "chunk_size='auto' cannot tell here how much memory is free. Pass memory_budget=, in bytes."
         ) from None
+
+
+def _within_container(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """What is left of a control group's limit; without one, more than there can be."""
+    try:
+        limit, used = ((folder / f"memory.{name}").read_text() for name in ("max", "current"))
+        return int(limit) - int(used)
+    except (OSError, ValueError):  # there is none, or it says "max"
+        return sys.maxsize
 
 
 class _Made(TorchDispatchMode):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from trlearner.batch import TaskBatch
-from trlearner.consistency import mix, mixture_kind
+from trlearner.consistency import Mixture, mix, mixture_kind
 from trlearner.engines import compiled
 from trlearner.engines.choose import ENGINES
 from trlearner.learners.adapted import Adapted
@@ -49,6 +49,7 @@ class TaskMemory:
         loss_fn: ``(predictions [samples, ...], targets [samples, ...]) -> scalar``, for one task.
         share: Of the remembered models in the answer, from 0 to 1; `tune` sets it.
         temperature: Of their weights; `tune` sets it.
+        mixture: What is mixed, as of `TRLearner`: predictions, or logits.
         top_k: So many models that explain a task best have a say.
         chunk_size: So many models are asked at once.
 
@@ -77,6 +78,7 @@ class TaskMemory:
         *,
         share: float = 0.5,
         temperature: float = 0.1,
+        mixture: Mixture = "auto",
         top_k: int = 30,
         chunk_size: int = 64,
     ) -> None:
@@ -92,6 +94,7 @@ class TaskMemory:
         self.loss_fn = loss_fn
         self.share = share
         self.temperature = temperature
+        self.mixture = mixture
         self.top_k = top_k
         self.chunk_size = chunk_size
         self._fast: Fast = {}
@@ -107,10 +110,13 @@ class TaskMemory:
         Raises:
             ValueError: Naming it, what it was and what it may be.
         """
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"share must be from 0 (own model only) to 1, got {self.share!r}.")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature!r}.")
+        share, temperature = self.share, self.temperature
+        if not (isinstance(share, (int, float)) and 0 <= share <= 1):
+            raise ValueError(f"share must be from 0 (own model only) to 1, got {share!r}.")
+        if not (isinstance(temperature, (int, float)) and temperature > 0):
+            raise ValueError(f"temperature must be a number above 0, got {temperature!r}.")
+        if self.mixture not in get_args(Mixture):
+            raise ValueError(f"mixture must be one of {get_args(Mixture)}, got {self.mixture!r}.")
 
     @torch.no_grad()
     def remember(
@@ -126,7 +132,7 @@ class TaskMemory:
         samples = _known(tasks)
         adapted = self.learner.adapt(samples, self.loss_fn, steps=steps)
         kept = {name: t.detach().clone() for name, t in adapted.fast.items()}
-        whole = torch.stack([t.flatten(1).isfinite().all(1) for t in kept.values()]).all(0)
+        whole = torch.stack([t.reshape(len(t), -1).isfinite().all(1) for t in kept.values()]).all(0)
         if not whole.all():
             told = f"adapting to {int((~whole).sum())} of {len(whole)} tasks with steps={steps} gave values"
             if not whole.any():
@@ -170,7 +176,7 @@ class TaskMemory:
         if self.share == 0:
             nobody = samples.x.new_zeros(len(samples), 0)
             return Recalled(self, own, "values", nobody, nobody.long())
-        kind = mixture_kind("auto", samples.y, "softmax")
+        kind = mixture_kind(self.mixture, samples.y, "softmax")
         losses = self._explain(samples)
         return Recalled(self, own, kind, *self._weigh(losses, self.temperature))
 
@@ -184,21 +190,25 @@ class TaskMemory:
         Args:
             tasks: Validation tasks, about a hundred or more: neither remembered ones, nor those of a test.
         """
+        if not isinstance(tasks, TaskBatch):
+            raise TypeError(
+                f"tasks must be a TaskBatch, whose queries tell what helps, got {type(tasks).__name__}."
+            )
         support, query = tasks.support, tasks.query
         own = self.learner.adapt(support, self.loss_fn)
         engine = _eager(own.runner)
-        kind = mixture_kind("auto", query.y, "softmax")
+        kind = mixture_kind(self.mixture, query.y, "softmax")
 
         def losses_of(predictions: Tensor) -> Tensor:
             losses = engine.loss(self.loss_fn, predictions, query.y, query.mask).double()
-            return losses.nan_to_num(nan=EXPLODED, posinf=EXPLODED)
+            return losses.nan_to_num(nan=EXPLODED).clamp(max=EXPLODED)
 
         predicted = own(query)
         alone = losses_of(predicted)
         unit = float(_tamed(alone).mean().clamp(min=torch.finfo(torch.float32).tiny))
         explained = self._explain(support)
         who = self._weigh(explained, 1.0)[1]
-        others = self._ask(query, who)
+        others = self._ask(engine, query, who)
         settings = [(share, unit * t) for t in TEMPERATURES for share in SHARES]
         losses = torch.stack(
             [
@@ -212,7 +222,8 @@ class TaskMemory:
         if not _sure(gains):
             self.share = 0.0
         chosen = losses[best] if self.share else alone
-        return Tuned(self.share, self.temperature, float(chosen.mean()), float(alone.mean()))
+        told = (float(losses.clamp(max=_cap(alone)).mean()) for losses in (chosen, alone))
+        return Tuned(self.share, self.temperature, *told)
 
     def parameters(self) -> Iterator[Tensor]:
         """The learner's."""
@@ -234,14 +245,13 @@ class TaskMemory:
             ValueError: The learner's weights are not those that it was remembered with.
         """
         before = self.state_dict()
-        device = next(iter(self.learner.state().values())).device
-        self._fast = {name: t.to(device) for name, t in state["fast"].items()}
-        self._state = {name: t.to(device) for name, t in state["state"].items()}
+        self._fast, self._state = dict(state["fast"]), dict(state["state"])
         self.share, self.temperature = state["share"], state["temperature"]
         try:
             self._check_unchanged()
         except ValueError:
-            self.load_state_dict(before)
+            self._fast, self._state = before["fast"], before["state"]
+            self.share, self.temperature = before["share"], before["temperature"]
             raise
 
     def _explain(self, support: Samples) -> Tensor:
@@ -265,10 +275,9 @@ class TaskMemory:
         least, who = (-losses.T).topk(min(self.top_k, len(losses)), dim=1)
         return (least / temperature).softmax(1).nan_to_num(0.0), who
 
-    def _ask(self, query: Samples, who: Tensor) -> Tensor:
+    def _ask(self, engine: Engine, query: Samples, who: Tensor) -> Tensor:
         """What some models ``[tasks, top_k]`` say of each task's queries ``[top_k, tasks, queries, ...]``."""
         state = self._state
-        engine = _eager(self.learner.check(query, self.loss_fn))
         features = engine.embed(self.learner, state, query.x, query.mask)
         said = [
             engine.cross(self.learner, state, self._fast, features, query.mask, row[None])
@@ -280,7 +289,14 @@ class TaskMemory:
         if not self._state:
             return
         now = self.learner.state()
-        changed = [n for n, t in self._state.items() if n not in now or not torch.equal(t, now[n])]
+        device = next(iter(now.values())).device  # the learner may have been moved
+        self._fast = {name: t.to(device) for name, t in self._fast.items()}
+        self._state = {name: t.to(device) for name, t in self._state.items()}
+        changed = [
+            name
+            for name, t in self._state.items()
+            if name not in now or t.dtype != now[name].dtype or not torch.equal(t, now[name])
+        ]
         if changed:
             raise ValueError(
                 f"the learner's {changed[0]!r} is not what it was when tasks were remembered, so their "
@@ -313,7 +329,7 @@ class Recalled:
         if not self.weights.shape[1]:
             return own
         query = x if isinstance(x, Samples) else Samples.unchecked(x, own, mask, None)
-        others = self.memory._ask(query, self.models)
+        others = self.memory._ask(_eager(self.own.runner), query, self.models)
         return _together(own, others, self.weights, self.memory.share, self.kind)
 
 
@@ -324,8 +340,9 @@ class Tuned:
     Attributes:
         share: Of the remembered models.
         temperature: Of their weights.
-        loss: With these, on the tasks' queries.
-        alone: The learner's own.
+        loss: With these, on the tasks' queries; no task counts for more than all but the worst twentieth
+            do for the learner alone.
+        alone: The learner's own, likewise.
     """
 
     share: float
@@ -345,7 +362,11 @@ def _sure(gains: Tensor) -> bool:
 
 def _tamed(values: Tensor) -> Tensor:
     """The largest twentieth lowered to what lies below: a task that exploded must not drown all others."""
-    return values.clamp(max=values.quantile(0.95, dim=-1, keepdim=True))
+    return values.clamp(max=_cap(values))
+
+
+def _cap(values: Tensor) -> Tensor:
+    return values.quantile(0.95, dim=-1, keepdim=True, interpolation="lower")
 
 
 def _together(own: Tensor, others: Tensor, weights: Tensor, share: float, kind: Any) -> Tensor:

@@ -46,8 +46,9 @@ def check_options(*, encoder: Encoder, **options: Any) -> None:
         if name == "chunk_size" and value == "auto":
             continue
         if value is not None and not (isinstance(value, int) and value >= 1):
+            auto = ", 'auto'" if name == "chunk_size" else ""
             raise ValueError(
-                f"{name} must be a whole number of at least 1, or None, got {value!r}."
+                f"{name} must be a whole number of at least 1{auto} or None, got {value!r}."
             )
     if options["memory_budget"] is not None and options["chunk_size"] != "auto":
         raise ValueError(

@@ -336,7 +336,8 @@ class TRLearner(nn.Module):
 
     def _task_weights(self, learner: Learner, batch: TaskBatch) -> Tensor | None:
         """Of the tasks' own losses in a step that trains; ``None`` for their mean."""
-        if self.sampler is None or not torch.is_grad_enabled() or not self.sampler.weighs:
+        trains = self.training and torch.is_grad_enabled()
+        if self.sampler is None or not trains or not self.sampler.weighs:
             return None
         return self.sampler.weigh(learner, batch)
 

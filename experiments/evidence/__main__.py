@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     told = parser.parse_args(arguments)
     cells = [cell for cell in CELLS if any(part in cell.name for part in told.cells)]
+    if not cells:
+        names = ", ".join(repr(cell.name) for cell in CELLS)
+        parser.error(f"--cells must be parts of the names {names}, got {told.cells}.")
     torch.set_num_threads(1)
     if told.stage == "table":
         print(table.write(told.results))

@@ -39,6 +39,7 @@ class Cell:
         seeds: How many the table has.
         remembered: How many training tasks a memory has.
         samples: Of each of them.
+        validated: So many validation tasks tune it; no more than there are, for copies prove nothing.
         engine: As the learner's.
         longer: What differs in the runs of the table from those that tune.
     """
@@ -51,6 +52,7 @@ class Cell:
     seeds: int = 3
     remembered: int = 480
     samples: int = 100
+    validated: int = 200
     engine: str = "auto"
     longer: dict[str, Any] = field(default_factory=dict)
 
@@ -155,7 +157,7 @@ CELLS = (
         for shots in (1, 5)
         for learner in ("anil", "protonet")
     ),
-    Cell("assays, anil", "drugs/simpd", "anil", remembered=65, samples=100),
+    Cell("assays, anil", "drugs/simpd", "anil", remembered=65, samples=100, validated=13),
     Cell(
         "assays, fomaml",
         "drugs/simpd",
@@ -163,6 +165,15 @@ CELLS = (
         {"tasks": 8, "steps": 500},
         remembered=65,
         samples=100,
+        validated=13,
     ),
-    Cell("pose, fomaml", "pose/procedural", "fomaml", remembered=50, samples=60, engine="batched"),
+    Cell(
+        "pose, fomaml",
+        "pose/procedural",
+        "fomaml",
+        remembered=50,
+        samples=60,
+        validated=15,
+        engine="batched",
+    ),
 )

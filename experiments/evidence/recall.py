@@ -19,15 +19,12 @@ import trlearner as tr
 MEMORY_SEED = 3_000_000
 """Of the samples that training tasks are remembered by."""
 
-VALIDATED = 200
-"""So many validation tasks tune a memory."""
-
 STEPS = (1, 10)
 """Tasks are remembered after so many times the learner's inner steps; validation tasks say which."""
 
 
 def recall(
-    config: Config, weights: Path, tasks: int, samples: int, data_dir: Path | None
+    config: Config, weights: Path, tasks: int, samples: int, validated: int, data_dir: Path | None
 ) -> dict[str, Any]:
     """Test results of a trained learner with a memory, on the test tasks of its own run.
 
@@ -36,6 +33,7 @@ def recall(
         weights: Its best ones.
         tasks: So many training tasks are remembered.
         samples: Of each of them.
+        validated: So many validation tasks tune the memory.
         data_dir: Where real data lies.
     """
     problem = make_problem(config, data_dir, "cpu")
@@ -44,7 +42,7 @@ def recall(
     learner.load_state_dict(torch.load(weights, weights_only=True))
     training = known.source.sample("train", tasks, torch.Generator().manual_seed(MEMORY_SEED))
     validation = problem.source.sample(
-        "validation", VALIDATED, torch.Generator().manual_seed(VALIDATION_SEED)
+        "validation", validated, torch.Generator().manual_seed(VALIDATION_SEED)
     )
     tried = []
     for times in STEPS:
@@ -63,11 +61,17 @@ def recall(
 
 
 def recall_all(cells: Sequence[Cell], root: Path, data_dir: Path | None) -> None:
-    """For every run of the table that is done: ``recall.json`` beside its result."""
+    """For every run that the table compares with a memory: ``recall.json`` beside its result."""
     for cell in cells:
-        for _, _, config, folder in cell.done(root):
-            if not (folder / "recall.json").exists():
-                weights = folder / "weights.pt"
-                found = recall(config, weights, cell.remembered, cell.samples, data_dir)
+        for arm, _, config, folder in cell.done(root):
+            if arm != "paper" and not (folder / "recall.json").exists():
+                found = recall(
+                    config,
+                    folder / "weights.pt",
+                    cell.remembered,
+                    cell.samples,
+                    cell.validated,
+                    data_dir,
+                )
                 checkpoint.write_json(folder / "recall.json", found)
                 print(f"{cell.name}: share {found['share']}", flush=True)

@@ -146,13 +146,18 @@ def _lines(
         scale = 100 if runs[0]["metric"] == "accuracy" else 1
         level = interval([scale * float(v.mean()) for v in base.values()])
         unit = {"accuracy": " %", "mse": "", "r2": ""}.get(runs[0]["metric"], "")
-        lost = exploded(runs, "alone", "tasks")
-        if lost:
-            unit += f" ({lost} of {sum(map(len, base.values()))} tasks exploded)"
-        cells = "".join(f" {cell_text(c, scale, runs[0]['better'])} |" for c in arms.values())
+        unit += _lost(exploded(runs, "alone", "tasks"))
+        cells = "".join(
+            f" {cell_text(c, scale, runs[0]['better'])}{_lost(exploded(runs, *ARMS[arm]))} |"
+            for arm, c in arms.items()
+        )
         lines.append(f"| {name} | {len(base)} of {planned} | {level}{unit} |{cells}")
     lines += ["", *_tally(rows), "", *_agreement(rows)]
     return lines
+
+
+def _lost(tasks: int) -> str:
+    return f" ({tasks} tasks exploded)" if tasks else ""
 
 
 def cell_text(c: Compared, scale: float, better: str) -> str:

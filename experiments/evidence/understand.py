@@ -10,8 +10,9 @@ predicted by the mixture of the T - 1 others' adapted models, weighted
 - ``explaining``: by how well a model explains the task's support (as `TaskMemory` does);
 - ``oracle``: by how near the true curve is, which nobody knows.
 
-``learned``, ``explaining`` and ``oracle`` each have the temperature that suits them best, of six. Beside
-them stand the mean squared error of the task's ``own`` model, and of the true curve that is ``nearest``.
+``learned``, ``explaining`` and ``oracle`` each have the temperature, of six, that suits them best over all
+tasks. Beside them stand the mean squared error of the task's ``own`` model, and of the true curve that is
+``nearest``.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def errors(
     source: Curves, learner: tr.Learner, reg: tr.TRLearner, size: int, seed: int
 ) -> dict[str, dict[str, float]]:
     """Of `TASKS` unseen tasks, `size` at a time; the others known by their support, or well."""
-    found: dict[str, list[dict[str, float]]] = {"support": [], "well": []}
+    found: dict[str, list[dict[str, Tensor]]] = {"support": [], "well": []}
     for first in range(TASKS // size):
         generator = torch.Generator().manual_seed(10_000 * seed + first)
         batch = source.sample("test", size, generator)
@@ -82,7 +83,9 @@ def errors(
         for known, rows in found.items():
             rows.append(_errors(source, learner, reg, batch, curves, known == "well", generator))
     return {
-        known: {kind: sum(row[kind] for row in rows) / len(rows) for kind in KINDS}
+        known: {
+            kind: float(torch.stack([row[kind] for row in rows]).mean(0).min()) for kind in KINDS
+        }
         for known, rows in found.items()
     }
 
@@ -95,7 +98,8 @@ def _errors(
     curves: Tensor,
     well: bool,
     generator: torch.Generator,
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
+    """By kind ``[temperatures]``; of those without one ``[1]``."""
     own = learner.adapt(batch.support, mse_loss)
     others, steps = batch.support, learner.steps
     if well:
@@ -109,12 +113,12 @@ def _errors(
     scores = {"learned": reg.relate(learner, batch), "explaining": -explained.T, "oracle": -far}
     y = batch.query.y
     found = {
-        "own": mse_loss(own(batch.query.x), y).item(),
-        "uniform": _mixed(torch.zeros_like(far), 1.0, said, y),
-        "nearest": far.fill_diagonal_(torch.inf).min(1).values.mean().item(),
+        "own": mse_loss(own(batch.query.x), y)[None],
+        "uniform": _mixed(torch.zeros_like(far), 1.0, said, y)[None],
+        "nearest": far.fill_diagonal_(torch.inf).min(1).values.mean()[None],
     }
     for kind, score in scores.items():
-        found[kind] = min(_mixed(score, t, said, y) for t in TEMPERATURES)
+        found[kind] = torch.stack([_mixed(score, t, said, y) for t in TEMPERATURES])
     return found
 
 
@@ -123,11 +127,11 @@ def _squared(said: Tensor, y: Tensor) -> Tensor:
     return (said - y).square().flatten(2).mean(2)
 
 
-def _mixed(scores: Tensor, temperature: float, said: Tensor, y: Tensor) -> float:
+def _mixed(scores: Tensor, temperature: float, said: Tensor, y: Tensor) -> Tensor:
     """The error of the mixture by softmax of ``scores [tasks, models]``, leaving each task's own out."""
     weights = tr.relation_weights(scores, "softmax", temperature=temperature)
     mixed = torch.einsum("ij,ji...->i...", weights, said)
-    return mse_loss(mixed, y).item()
+    return mse_loss(mixed, y)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

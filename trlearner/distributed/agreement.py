@@ -153,7 +153,7 @@ def _settings(name: str, module: nn.Module) -> dict[str, str]:
     found = {name: type(module).__name__}
     for path, one in module.named_modules(prefix=name):
         for key, value in one.__dict__.items():
-            if key[0] == "_" or key in ("training", *OPTIONS):
+            if key[0] == "_" or key in ("training", "monitor", *OPTIONS):
                 continue
             if isinstance(value, PLAIN) or (callable(value) and not isinstance(value, nn.Module)):
                 found[f"{path}.{key}"] = _in_words(value)

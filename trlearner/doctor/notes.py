@@ -88,12 +88,13 @@ def of_convolutions(model: nn.Module, name: Name, moved: Collection[int]) -> Ite
     """Convolutions that adapt on a CPU; `moved` has the ids of what adapts."""
     for m in model.modules():
         if isinstance(m, _ConvNd) and any(id(p) in moved and p.is_cpu for p in m.parameters()):
+            better = "channels_last" if isinstance(m, nn.Conv2d) else "loop"
             yield Finding(
                 name(m),
                 "slow",
                 f"{type(m).__name__} adapts on a CPU, where a large convolution of many tasks at once is "
                 "slower than one task at a time.",
-                "nothing: engine='auto' takes 'channels_last' where it is large; a GPU runs 'batched'.",
+                f"nothing: engine='auto' takes {better!r} where it is large; a GPU runs 'batched'.",
                 TOGETHER,
             )
 

@@ -148,7 +148,9 @@ def _by_autograd(
 ) -> tuple[Tensor, ...]:
     """What `_NormBackward.backward` returns, with a graph."""
     # Aliases, for g may itself depend on x, which is not what is asked here.
-    g, x, weight = (t.view_as(t) for t in (g, x, weight))
+    g, x, weight = (
+        t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (g, x, weight)
+    )
     bias = torch.zeros_like(weight, requires_grad=True)
     y = torch.nn.functional.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
     first = torch.autograd.grad(y, (x, weight, bias), g, create_graph=True)

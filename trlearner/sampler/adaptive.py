@@ -157,7 +157,7 @@ class AdaptiveTaskSampler(TaskSampler):
         self.settle()
         learner = learner or self._learner
         if learner is None:
-            return torch.zeros(len(batch))
+            return self.unscored(batch)
         scores = score_tasks(self.scores, self._looker.evidence(learner, batch, self.loss_fn))
         return self._trainer.logits(self._board.standardize(scores))
 
@@ -189,6 +189,9 @@ class AdaptiveTaskSampler(TaskSampler):
         self._weighed = None
 
     def _learn(self, learner: Learner, marked: Marked, direction: dict[str, Tensor]) -> None:
+        marked = marked.to(
+            next(iter(direction.values())).device
+        )  # a loaded state may lie elsewhere
         found = self._looker.look(learner, marked, direction, self.loss_fn)
         places = None if self.task_ids is None else self.places(marked.batch)
         scores = self._board.note(score_tasks(self.scores, found.evidence), places)

@@ -81,7 +81,7 @@ class HardTaskSampler(TaskSampler):
         """Every so often, takes the losses of these tasks."""
         self._learner = learner
         self._arrived(batch)
-        if self.updates % self.every == 0 or self.every == 1:
+        if self.updates % self.every == 0:
             losses = self._losses(batch, learner)[:, None]
             self._board.note(losses, None if self.task_ids is None else self.places(batch))
             self._weights = None
@@ -101,7 +101,7 @@ class HardTaskSampler(TaskSampler):
         """By the losses as they are, which takes an adaptation."""
         learner = learner or self._learner
         if learner is None:
-            return torch.zeros(len(batch))
+            return self.unscored(batch)
         losses = self._losses(batch, learner)[:, None]
         return self._board.standardize(losses)[:, 0] / self.temperature
 

@@ -40,7 +40,7 @@ class Itinerary:
 
     def epoch(self, batches: int, weights: Callable[[], Tensor]) -> Iterator[list[int]]:
         """Batches of positions; after a restart, those that are left of the epoch that was stopped."""
-        if not self._resumes:
+        if not (self._resumes and (self._again or self._position < batches)):
             self._position = 0
             self._flight.clear()
         self._resumes = False

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trlearner.batch import TaskBatch
+from trlearner.engines.choose import ENGINES
 from trlearner.learners.protocol import Learner
 from trlearner.seam import Engine, TaskLearner
 from trlearner.types import LossFn, State
@@ -121,7 +122,7 @@ def mean_gradient(
 
 
 def lookahead(
-    engine: Engine,
+    engine: Engine | str,
     learner: Learner,
     batch: TaskBatch,
     held_out: TaskBatch,
@@ -137,7 +138,7 @@ def lookahead(
     (arXiv 2307.08924; the gradient on the left is taken at theta', not at theta).
 
     Args:
-        engine: Runs the tasks.
+        engine: Runs the tasks; or its name: "loop", "batched" or "channels_last".
         learner: Adapts; its parameters stay as they are.
         batch: The tasks that the step trains on.
         held_out: The tasks that it is judged by.
@@ -147,24 +148,30 @@ def lookahead(
 
     Example:
         >>> import trlearner as tr
-        >>> from trlearner.engines.choose import ENGINES
         >>> x = torch.rand(4, 5, 1)
         >>> batch = tr.TaskBatch(support=(x, 2 * x), query=(x, 2 * x))
         >>> learner = tr.MAML(torch.nn.Linear(1, 1), lr=0.1, steps=1)
         >>> mse = torch.nn.functional.mse_loss
         >>> w = torch.full((3,), 1 / 3)
-        >>> gain = lookahead(ENGINES["batched"], learner, batch[:3], batch[3:], w, mse, lr=0.1)
+        >>> gain = lookahead("batched", learner, batch[:3], batch[3:], w, mse, lr=0.1)
         >>> gain.shape, bool((gain < 0).all())
         (torch.Size([3]), True)
     """
+    runner = _named(engine) if isinstance(engine, str) else engine
     with torch.enable_grad():
         state = learner.state()
 
     def losses_of(tasks: TaskBatch) -> Callable[[State], Tensor]:
-        return lambda at: task_losses(engine, learner, at, tasks, loss_fn, learner.steps)
+        return lambda at: task_losses(runner, learner, at, tasks, loss_fn, learner.steps)
 
     step = mean_gradient(losses_of(batch), state, weights)
     moved = {n: t - lr * step[n] if n in step else t for n, t in state.items()}
     after = {n: t.detach().requires_grad_(n in step) for n, t in moved.items()}
     direction = mean_gradient(losses_of(held_out), after)
     return -lr * products(losses_of(batch), state, direction)[1]
+
+
+def _named(engine: str) -> Engine:
+    if engine not in ("loop", "batched", "channels_last"):
+        raise ValueError(f"engine must be 'loop', 'batched' or 'channels_last', got {engine!r}.")
+    return ENGINES[engine]

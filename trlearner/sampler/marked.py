@@ -27,6 +27,11 @@ class Marked:
     batch: TaskBatch
     weights: Tensor
 
+    def to(self, device: torch.device) -> Marked:
+        """On a device; the weights stay where they are."""
+        state = {name: t.to(device) for name, t in self.state.items()}
+        return Marked(state, self.batch.to(device), self.weights)
+
     def to_dict(self) -> dict[str, Any]:
         """As tensors and plain values."""
         batch = self.batch

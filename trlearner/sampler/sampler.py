@@ -140,7 +140,7 @@ class TaskSampler(Sampler[list[Hashable]], abc.ABC):
         plain = self.warming or size == len(candidates)
         logits = torch.zeros(len(candidates)) if plain else self.logits_of(candidates, learner)
         p = floored(logits.double(), self.floor, 1 / size)
-        chosen = systematic(p, size, self.generator)
+        chosen = systematic(p, size, self.generator).cpu()
         batch = candidates[chosen]
         self._kept = batch, p[chosen] * len(candidates)
         return batch
@@ -202,11 +202,24 @@ class TaskSampler(Sampler[list[Hashable]], abc.ABC):
 
     def _arrived(self, batch: TaskBatch) -> None:
         """A batch, and whatever was drawn before it, is not on its way any more."""
+        if self.task_ids is not None:
+            self._way.arrived(self.places(batch))
         self.updates += 1
         if self.updates == self.warmup:
             self._weights = None
-        if self.task_ids is not None:
-            self._way.arrived(self.places(batch))
+
+    def unscored(self, batch: TaskBatch) -> Tensor:
+        """Logits of tasks that no learner scores: alike.
+
+        Raises:
+            ValueError: There have been updates, so that there is a learner, which a state does not hold.
+        """
+        if self.updates:
+            raise ValueError(
+                "learner must be given to the first reweight after load_state_dict, got None. Call "
+                "reweight(candidates, learner)."
+            )
+        return torch.zeros(len(batch))
 
     def summary(self) -> dict[str, Tensor]:
         """For TensorBoard: numbers are scalars, vectors are distributions over tasks."""

@@ -36,7 +36,13 @@ def select_samples(
         torch.Size([4, 3, 2])
     """
     if callable(select):
-        return support.choose(select(features, support))
+        positions = select(features, support)
+        if positions.dtype != torch.int64 or positions.shape[:-1] != features.shape[:1]:
+            raise ValueError(
+                "select must return positions [tasks, chosen], whole numbers (torch.int64) for "
+                f"{len(features)} tasks, got {positions.dtype} of shape {list(positions.shape)}."
+            )
+        return support.choose(positions)
     samples = features.shape[1]
     whole = isinstance(select, int)
     count = min(int(select), samples) if whole else math.ceil(select * samples)

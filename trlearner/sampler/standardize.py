@@ -38,10 +38,12 @@ def seen(running: Running, scores: Float[Tensor, "tasks scores"]) -> Running:
 
     Args:
         running: So far.
-        scores: As they are; tasks whose scores are not finite are left out.
+        scores: As they are; tasks are left out whose scores, or their squares, are not finite.
     """
-    good = scores.isfinite().all(1, keepdim=True)
-    count = good.sum().clamp(min=1)
+    good = scores.square().isfinite().all(1, keepdim=True)
+    if not good.any():
+        return running
+    count = good.sum()
     mean = torch.where(good, scores, 0.0).sum(0) / count
     square = torch.where(good, scores, 0.0).square().sum(0) / count
     step = 1 / min(running.updates + 1, HORIZON)
