@@ -39,6 +39,22 @@ def test_a_step_of_a_meta_learner_has_the_gradient_that_autograd_finds(layout, z
     assert_close(meta_gradient(batch_norm), wanted, rtol=0.0, atol=1e-10)
 
 
+@pytest.mark.parametrize("frozen", [(0,), (1, 2), (0, 1, 2)])
+def test_what_needs_no_gradient_is_no_obstacle(frozen):
+    """The first layer's images, or weights that do not adapt."""
+
+    def second(norm):
+        given = [t.detach() if i in frozen else t.sin() for i, t in enumerate(inputs(4, 3, 2, 2))]
+        leaf = torch.full((), 0.7, dtype=torch.float64, requires_grad=True)
+        loss = norm(given[0], *(leaf * t for t in given[1:])).sin().sum()
+        (g,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        (gg,) = torch.autograd.grad(g.sin(), leaf, create_graph=True)
+        return torch.autograd.grad(gg.sin(), leaf)
+
+    wanted = second(lambda x, w, b: plain(x, None, None, w, b, training=True))
+    assert_close(second(batch_norm), wanted)
+
+
 def test_results_keep_the_layout():
     x, weight, bias = inputs(2, 3, 4, 4)
     x = x.detach().to(memory_format=torch.channels_last).requires_grad_()

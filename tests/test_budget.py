@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import contracts
 import trlearner as tr
-from trlearner.budget import free_memory, within_budget
+from trlearner.budget import free_memory, within_budget, within_container
 
 BYTES = 4
 
@@ -41,6 +42,23 @@ def test_by_default_half_of_what_is_free() -> None:
     assert within_budget(ask, 10**9, None, like=x) == pytest.approx(
         free / 2 / (3 * 2 * 1000 * BYTES), rel=0.3
     )
+
+
+def test_ranks_of_one_machine_divide_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, x = ask_of(width=1000)
+    monkeypatch.setattr("trlearner.budget.free_memory", lambda device: 2**30)
+    alone = within_budget(ask, 10**9, None, like=x)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert within_budget(ask, 10**9, None, like=x) == alone // 4
+
+
+def test_a_container_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    assert within_container(tmp_path) == sys.maxsize
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("1200\n")
+    assert within_container(tmp_path) == 3800
+    (tmp_path / "memory.max").write_text("max\n")
+    assert within_container(tmp_path) == sys.maxsize
 
 
 def test_measuring_leaves_no_trace_in_what_is_drawn() -> None:

@@ -149,6 +149,20 @@ def test_an_option_of_the_first_step_is_named_too(two: Ranks) -> None:
     assert "regularizer.relation.weight: [3, 5] of torch.float64 on rank 0, [4, 5]" in text
 
 
+def one_watches(rank: int, size: int) -> float:
+    """TensorBoard is written by one rank."""
+    step, batch = made()
+    if rank == 0:
+        step.regularizer.monitor = object()
+    return float(step(batch).loss)
+
+
+def test_one_rank_may_watch(two: Ranks) -> None:
+    found = two(one_watches)
+    assert not isinstance(found[0], Failed), found[0].trace
+    assert len(set(found)) == 1
+
+
 def one_fails(rank: int, size: int) -> None:
     step, batch = made()
     if rank:

@@ -167,6 +167,30 @@ def test_a_resumed_run_draws_the_same_tasks(kind: str, stop: int) -> None:
     assert torch.equal(second.weights, sampler.weights)
 
 
+@pytest.mark.parametrize("kind", ["uniform", "hard", "adaptive"])
+def test_a_state_of_the_end_of_an_epoch_goes_on_with_a_whole_one(kind: str) -> None:
+    sampler, learner = made(kind, batches=2), maml()
+    for ids in sampler:
+        sampler.update(learner, batch_of(ids))
+    again = made(kind, batches=2)
+    again.load_state_dict(sampler.state_dict())
+    assert list(again) == list(sampler)
+    assert len(list(again)) == 2
+
+
+@pytest.mark.parametrize("kind", ["hard", "adaptive"])
+def test_after_a_restart_a_stream_asks_for_the_learner(kind: str) -> None:
+    sampler, learner = made(kind, task_ids=None, every=1, warmup=0), maml()
+    for _ in range(3):
+        sampler.update(learner, sampler.reweight(POOL, learner))
+    again = made(kind, task_ids=None, every=1, warmup=0)
+    again.load_state_dict(sampler.state_dict())
+    with pytest.raises(ValueError, match=r"learner must be given to the first reweight after load"):
+        again.reweight(POOL)
+    wanted = sampler.reweight(POOL, learner)
+    assert torch.equal(again.reweight(POOL, learner).support.x, wanted.support.x)
+
+
 def test_looking_does_not_change_the_course() -> None:
     sampler, other = made(), made()
     seen, looked, learner, twin = [], [], maml(), maml()
@@ -349,6 +373,21 @@ def test_inside_trlearner_weights_multiply_losses(engine: str) -> None:
     each = (out.predictions - POOL.query.y).square().mean((1, 2))
     contracts.close(out.task_loss, (weights * each).sum(), 1e-12)
     assert not torch.allclose(weights, weights.mean())
+
+
+def test_validation_is_not_weighted() -> None:
+    sampler = made(importance=True)
+    reg = regularizer(sampler).eval()
+    unnamed = contracts.regression_batch(tasks=SIZE)
+    expected = regularizer(None).eval()(maml(), unnamed).task_loss
+    assert torch.equal(reg(maml(), unnamed).task_loss, expected)
+
+
+def test_a_refused_batch_does_not_count() -> None:
+    sampler = made()
+    with pytest.raises(ValueError, match="ids must be among task_ids"):
+        sampler.update(maml(), tr.TaskBatch(POOL.support, POOL.query, ids=range(TASKS)))
+    assert sampler.updates == 0
 
 
 def test_without_a_sampler_nothing_changes() -> None:

@@ -81,7 +81,7 @@ def test_masked_tasks_too() -> None:
     batch = tr.TaskBatch(support, batch.query)
     learner = contracts.learner("maml", contracts.net(), "batched")
     weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
-    found = lookahead(ENGINES["batched"], learner, batch[:3], batch[3:], weights, mse_loss, LR)
+    found = lookahead("batched", learner, batch[:3], batch[3:], weights, mse_loss, LR)
     close(found, differences(learner, batch[:3], batch[3:], weights, mse_loss))
 
 
@@ -189,3 +189,15 @@ def test_a_look_leaves_no_trace() -> None:
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(t, learner.state_dict()[n]) for n, t in before.items())
     assert all(p.grad is None for p in learner.parameters())
+
+
+def test_engines_have_names() -> None:
+    learner, batch = (
+        contracts.learner("maml", contracts.net(), "batched"),
+        contracts.regression_batch(),
+    )
+    weights = torch.ones(1, dtype=torch.float64)
+    with pytest.raises(
+        ValueError, match="engine must be 'loop', 'batched' or 'channels_last', got"
+    ):
+        lookahead("compiled", learner, batch[:1], batch[1:], weights, mse_loss, LR)

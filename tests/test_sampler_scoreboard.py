@@ -35,6 +35,13 @@ def test_the_mean_and_spread_are_what_the_loop_says(count: int) -> None:
         assert found == pytest.approx(wanted, rel=1e-3)
 
 
+def test_looks_at_nothing_but_broken_scores_do_not_count() -> None:
+    running = seen(start(2), torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    for broken in (torch.nan, torch.inf, 1e30):  # the square of the last is not finite
+        assert seen(running, torch.full((4, 2), broken)) is running
+    assert seen(running, torch.tensor([[2.0, 1e30], [2.0, 4.0]])).square.isfinite().all()
+
+
 def test_broken_and_equal_scores_count_as_average() -> None:
     scores = torch.tensor([[1.0, 7.0], [torch.nan, 7.0], [3.0, 7.0], [1e9, torch.inf]])
     running = seen(start(2), scores)

@@ -119,3 +119,10 @@ def test_options_are_checked() -> None:
         ValueError, match="select=0.5 chooses.* but UpdateEncoder looks at none. Use InputEncoder"
     ):
         tr.TRLearner(tr.UpdateEncoder(4), select=0.5)
+    batch, learner = (
+        contracts.regression_batch(),
+        contracts.learner("maml", contracts.net(), "batched"),
+    )
+    reg = tr.TRLearner(encoder, select=lambda features, support: features[..., 0] > 0).double()
+    with pytest.raises(ValueError, match=r"select must return positions .*, got torch.bool"):
+        reg(learner, batch)

@@ -60,7 +60,7 @@ def free_memory(device: torch.device) -> int:
     try:
         with open("/proc/meminfo") as lines:
             free = next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
-        return min(free, _within_container())
+        return min(free, within_container())
     except (OSError, StopIteration):
         pass
     try:
@@ -71,7 +71,7 @@ def free_memory(device: torch.device) -> int:
         ) from None
 
 
-def _within_container(folder: Path = Path("/sys/fs/cgroup")) -> int:
+def within_container(folder: Path = Path("/sys/fs/cgroup")) -> int:
     """What is left of a control group's limit; without one, more than there can be."""
     try:
         limit, used = ((folder / f"memory.{name}").read_text() for name in ("max", "current"))
