@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -154,7 +155,11 @@ def one_watches(rank: int, size: int) -> float:
     step, batch = made()
     if rank == 0:
         step.regularizer.monitor = object()
-    return float(step(batch).loss)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        loss = float(step(batch).loss)
+    assert any("reg.monitor is not shown" in str(w.message) for w in told) == (rank == 0)
+    return loss
 
 
 def test_one_rank_may_watch(two: Ranks) -> None:
