@@ -21,9 +21,10 @@ PAPER = {"lam": 0.1, "normalize": "quotient", "mixture": "values", "align": "non
 """The formulas of arXiv 2409.08474 to the letter; its λ is not known to us, this is our default."""
 
 TERMS = ({"normalize": "softmax", "lam": 0.03}, {"normalize": "softmax", "lam": 0.3})
-"""What is tried for the relation term where it is tuned; elsewhere it is what lies between."""
+"""What is tried for the relation term where it is tuned."""
 
-UNTUNED = {"normalize": "softmax", "lam": 0.1}
+UNTUNED = {"lam": 0.1}
+"""Elsewhere it is the library's defaults."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def _numbers(config: Config, folder: Path) -> dict[str, Any]:
         "config": config.record(),
         "metric": metric,
         "better": result["better"],
-        "trivial": result["trivial"]["test"],
+        "trivial": result.get("trivial", {}).get("test"),  # not in results of old
         "seconds_per_step": timing["seconds_per_step"],
         "gradients": gradients(folder / "events") if config.lam else {},
         "tasks": _short(own),
@@ -60,6 +60,8 @@ def gradients(events: Path) -> dict[str, list[float]]:
         Means over the first and the last quarter of what was written, of the cosine between the two and
         of the term's length (times λ) over the other's; nothing where nothing was written.
     """
+    if not events.exists():
+        return {}
     written = EventAccumulator(str(events))
     written.Reload()
     found = {}

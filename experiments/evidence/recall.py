@@ -61,10 +61,11 @@ def recall(
 
 
 def recall_all(cells: Sequence[Cell], root: Path, data_dir: Path | None) -> None:
-    """For every run that the table compares with a memory: ``recall.json`` beside its result."""
+    """For every run that the table compares with a memory, and that kept its weights: ``recall.json``."""
     for cell in cells:
         for arm, _, config, folder in cell.done(root):
-            if arm != "paper" and not (folder / "recall.json").exists():
+            kept = arm != "paper" and (folder / "weights.pt").exists()
+            if kept and not (folder / "recall.json").exists():
                 found = recall(
                     config,
                     folder / "weights.pt",

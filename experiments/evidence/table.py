@@ -114,19 +114,20 @@ def values(runs: Sequence[dict[str, Any]], arm: str, scores: str) -> Values:
     for run in runs:
         if run["arm"] == arm and run[scores] is not None:
             raw = np.array([math.nan if v is None else v for v in run[scores]], dtype=float)
-            found[run["seed"]] = np.fmin(raw, limit(run)) if run["better"] == "lower" else raw
+            found[run["seed"]] = np.fmin(raw, limit(runs)) if run["better"] == "lower" else raw
     return found
 
 
-def limit(run: dict[str, Any]) -> float:
-    """The most that an error of a run counts for."""
+def limit(runs: Sequence[dict[str, Any]]) -> float:
+    """The most that an error of a cell's runs counts for."""
+    run = next(run for run in runs if run["trivial"])
     return float(LIMIT * run["trivial"]["constant"][run["metric"]]["mean"])
 
 
 def exploded(runs: Sequence[dict[str, Any]], arm: str, scores: str) -> int:
     """Test tasks with an error beyond the limit, of all runs of an arm."""
     return sum(
-        v is None or v > limit(run)
+        v is None or v > limit(runs)
         for run in runs
         if run["arm"] == arm and run[scores] is not None and run["better"] == "lower"
         for v in run[scores]
