@@ -158,7 +158,7 @@ def _lines(
 
 
 def _lost(tasks: int) -> str:
-    return f" ({tasks} tasks exploded)" if tasks else ""
+    return f" ({tasks} task{'s' if tasks > 1 else ''} exploded)" if tasks else ""
 
 
 def cell_text(c: Compared, scale: float, better: str) -> str:
