@@ -231,7 +231,7 @@ def test_what_was_fetched_ahead_comes_again(workers: int) -> None:
 
 
 KILLED = """
-import sys, torch
+import os, sys, torch
 sys.path.insert(0, {tests!r})
 import test_sampler_adaptive as t
 path, steps = sys.argv[1], int(sys.argv[2])
@@ -245,7 +245,9 @@ except FileNotFoundError:
 batches = t.endless(sampler)
 while len(done) < steps:
     done += t.train(sampler, learner, 1, batches)
-    torch.save({{"sampler": sampler.state_dict(), "learner": learner.state_dict(), "done": done}}, path)
+    state = {{"sampler": sampler.state_dict(), "learner": learner.state_dict(), "done": done}}
+    torch.save(state, path + ".new")
+    os.replace(path + ".new", path)  # whole whenever the process is killed
     print(len(done), flush=True)
 print(done)
 """
