@@ -149,12 +149,17 @@ def _lines(
         unit = {"accuracy": " %", "mse": "", "r2": ""}.get(runs[0]["metric"], "")
         unit += _lost(exploded(runs, "alone", "tasks"))
         cells = "".join(
-            f" {cell_text(c, scale, runs[0]['better'])}{_lost(exploded(runs, *ARMS[arm]))} |"
+            f" {cell_text(c, scale, runs[0]['better'])}{_fewer(c.seeds, len(base))}"
+            f"{_lost(exploded(runs, *ARMS[arm]))} |"
             for arm, c in arms.items()
         )
         lines.append(f"| {name} | {len(base)} of {planned} | {level}{unit} |{cells}")
     lines += ["", *_tally(rows), "", *_agreement(rows)]
     return lines
+
+
+def _fewer(seeds: int, planned: int) -> str:
+    return f" ({seeds} seeds)" if 1 < seeds < planned else ""
 
 
 def _lost(tasks: int) -> str:
