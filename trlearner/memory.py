@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from trlearner.batch import TaskBatch
 from trlearner.consistency import Mixture, mix, mixture_kind
-from trlearner.engines import compiled
-from trlearner.engines.choose import ENGINES
+from trlearner.engines.choose import without_graph
 from trlearner.learners.adapted import Adapted
 from trlearner.learners.protocol import Learner
 from trlearner.samples import Samples
@@ -196,7 +195,7 @@ class TaskMemory:
             )
         support, query = tasks.support, tasks.query
         own = self.learner.adapt(support, self.loss_fn)
-        engine = _eager(own.runner)
+        engine = without_graph(own.runner)
         kind = mixture_kind(self.mixture, query.y, "softmax")
 
         def losses_of(predictions: Tensor) -> Tensor:
@@ -260,7 +259,7 @@ class TaskMemory:
             raise ValueError("the memory is empty. Call memory.remember(training_tasks) first.")
         self._check_unchanged()
         state = self._state
-        engine = _eager(self.learner.check(support, self.loss_fn))
+        engine = without_graph(self.learner.check(support, self.loss_fn))
         features = engine.embed(self.learner, state, support.x, support.mask)
         losses = []
         for first in range(0, len(self), self.chunk_size):
@@ -329,7 +328,7 @@ class Recalled:
         if not self.weights.shape[1]:
             return own
         query = x if isinstance(x, Samples) else Samples.unchecked(x, own, mask, None)
-        others = self.memory._ask(_eager(self.own.runner), query, self.models)
+        others = self.memory._ask(without_graph(self.own.runner), query, self.models)
         return _together(own, others, self.weights, self.memory.share, self.kind)
 
 
@@ -409,8 +408,3 @@ def _mask(samples: Samples) -> Tensor:
     if samples.mask is not None:
         return samples.mask
     return torch.ones(samples.x.shape[:2], dtype=torch.bool, device=samples.x.device)
-
-
-def _eager(engine: Engine) -> Engine:
-    """Graphs are compiled for batches of one size."""
-    return ENGINES["batched"] if engine.name in compiled.NAMES else engine

@@ -17,7 +17,14 @@ from trlearner.consistency import Mixture, Normalize, mixture_kind
 from trlearner.encoders.extractor import Extractor
 from trlearner.encoders.protocol import Encoder
 from trlearner.engines import compiled, guard
-from trlearner.engines.choose import ENGINES, SELF_CHOSEN, candidates, settle, settled
+from trlearner.engines.choose import (
+    ENGINES,
+    SELF_CHOSEN,
+    candidates,
+    settle,
+    settled,
+    without_graph,
+)
 from trlearner.engines.graph import NotCompilable
 from trlearner.engines.tune import fastest
 from trlearner.functional import random_state, random_state_kept, set_random_state, tensors
@@ -218,9 +225,9 @@ class TRLearner(nn.Module):
             torch.Size([4, 4])
         """
         with torch.no_grad(), random_state_kept(batch.query.x):
-            engine, support = learner.check(batch.support, self.loss_fn), batch.support
-            if engine.name in compiled.NAMES:
-                engine = ENGINES["batched"]  # for a look now and then, a graph does not pay
+            support = batch.support
+            # For a look now and then, a graph does not pay.
+            engine = without_graph(learner.check(support, self.loss_fn))
             state = learner.state() | self.prepared(learner, batch)
             features = engine.embed(learner, state, support.x, support.mask)
             fast = engine.adapt(learner, state, features, support, self.loss_fn, learner.steps)

@@ -18,8 +18,7 @@ from trlearner.distributed.kind import Kind, agree_on_kinds, kind_of
 from trlearner.distributed.plan import Plan
 from trlearner.distributed.term import Found, relate_ranks
 from trlearner.distributed.traffic import counted
-from trlearner.engines import compiled
-from trlearner.engines.choose import ENGINES
+from trlearner.engines.choose import without_graph
 from trlearner.functional import tensors
 from trlearner.learners.protocol import Learner
 from trlearner.meta_step import PREFIX, described, loss_in, own_part, prototypes_of, state_of_loss
@@ -124,9 +123,8 @@ class RankStep:
     def _alone(self, batch: TaskBatch) -> Local:
         learner, reg, plan, state, query = self.learner, self.reg, self.plan, self.now, batch.query
         reg.check_call(learner, batch, sum(plan.counts))  # warns of too few tasks
-        engine = learner.check(batch.support, reg.loss_fn, query)
-        if engine.name in compiled.NAMES:  # "auto" that has settled for it
-            engine = ENGINES["batched"]
+        # "auto" may have settled for a graph.
+        engine = without_graph(learner.check(batch.support, reg.loss_fn, query))
         fast, features, predictions, losses = own_part(reg, engine, learner, state, batch)
         chosen, asked = query, None
         if plan.related:

@@ -79,6 +79,11 @@ def choose(
     return ENGINES[name]
 
 
+def without_graph(engine: Engine) -> Engine:
+    """An engine, or in place of one that compiles graphs `batched`, which computes the same at once."""
+    return ENGINES["batched"] if engine.name in compiled.NAMES else engine
+
+
 def settle(learner: TaskLearner, name: str) -> None:
     """From now on, ``"auto"`` and ``"tune"`` are the engine of this name for this learner."""
     _settled[learner] = name

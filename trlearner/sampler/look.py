@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from trlearner.batch import TaskBatch
 from trlearner.encoders.extractor import Extractor
 from trlearner.engines import compiled
-from trlearner.engines.choose import ENGINES
+from trlearner.engines.choose import ENGINES, without_graph
 from trlearner.functional import random_state_kept
 from trlearner.learners.protocol import Learner
 from trlearner.sampler.evidence import NORM, Watched, support_features
@@ -170,7 +170,7 @@ def eager_engine(engine: Engine) -> Engine:
     """The same way to run tasks, but one that autograd follows and that can be told what to watch."""
     if engine.name == "higher":
         return ENGINES["loop"]
-    return ENGINES["batched"] if engine.name in compiled.NAMES else engine
+    return without_graph(engine)
 
 
 def convolves(learner: Learner) -> bool:
