@@ -53,6 +53,10 @@ class Compared:
     seeds: int = 0
 
 
+Row = tuple[str, int, Sequence[dict[str, Any]], dict[str, Compared]]
+"""A cell's name, how many seeds it should have, its runs, and its arms by name."""
+
+
 def write(results: Path) -> str:
     """Reads the raw numbers of a folder; writes table.md, table.json and pictures; returns the first."""
     records = {
@@ -134,9 +138,7 @@ def exploded(runs: Sequence[dict[str, Any]], arm: str, scores: str) -> int:
     )
 
 
-def _lines(
-    rows: Sequence[tuple[str, int, Sequence[dict[str, Any]], dict[str, Compared]]],
-) -> list[str]:
+def _lines(rows: Sequence[Row]) -> list[str]:
     heads = "".join(f" {name} |" for name in ARMS)
     lines = [f"| cell | seeds | alone |{heads}", "|---|---|---|" + "---|" * len(ARMS)]
     for name, planned, runs, arms in rows:
@@ -184,9 +186,7 @@ def cell_text(c: Compared, scale: float, better: str) -> str:
     return f"**{text}**{word}{'*' if c.corrected else ''}" if c.sign else text
 
 
-def _tally(
-    rows: Sequence[tuple[str, int, Sequence[dict[str, Any]], dict[str, Compared]]],
-) -> list[str]:
+def _tally(rows: Sequence[Row]) -> list[str]:
     lines = [
         "| | better | no difference | worse | one seed or diverged | not run |",
         "|---|---|---|---|---|---|",
@@ -203,9 +203,7 @@ def _tally(
     return lines
 
 
-def _agreement(
-    rows: Sequence[tuple[str, int, Sequence[dict[str, Any]], dict[str, Compared]]],
-) -> list[str]:
+def _agreement(rows: Sequence[Row]) -> list[str]:
     """Of the paper's term: its meta-gradient beside the learner's own, early and late in training."""
     lines = [
         "| paper's term | cosine with the own gradient, early | late | length over the own, early | late |",
