@@ -176,7 +176,7 @@ class TaskMemory:
             nobody = samples.x.new_zeros(len(samples), 0)
             return Recalled(self, own, "values", nobody, nobody.long())
         kind = mixture_kind(self.mixture, samples.y, "softmax")
-        losses = self._explain(samples)
+        losses = self._explain(without_graph(own.runner), samples)
         return Recalled(self, own, kind, *self._weigh(losses, self.temperature))
 
     @torch.no_grad()
@@ -205,7 +205,7 @@ class TaskMemory:
         predicted = own(query)
         alone = losses_of(predicted)
         unit = float(_tamed(alone).mean().clamp(min=torch.finfo(torch.float32).tiny))
-        explained = self._explain(support)
+        explained = self._explain(engine, support)
         who = self._weigh(explained, 1.0)[1]
         others = self._ask(engine, query, who)
         settings = [(share, unit * t) for t in TEMPERATURES for share in SHARES]
@@ -253,13 +253,12 @@ class TaskMemory:
             self.share, self.temperature = before["share"], before["temperature"]
             raise
 
-    def _explain(self, support: Samples) -> Tensor:
+    def _explain(self, engine: Engine, support: Samples) -> Tensor:
         """Each remembered model's loss on each task's support ``[models, tasks]``."""
         if not self._fast:
             raise ValueError("the memory is empty. Call memory.remember(training_tasks) first.")
         self._check_unchanged()
         state = self._state
-        engine = without_graph(self.learner.check(support, self.loss_fn))
         features = engine.embed(self.learner, state, support.x, support.mask)
         losses = []
         for first in range(0, len(self), self.chunk_size):
@@ -400,11 +399,5 @@ def _known(tasks: TaskBatch | Samples | tuple[Tensor, Tensor]) -> Samples:
     s, q = tasks.support, tasks.query
     mask = None
     if s.mask is not None or q.mask is not None:
-        mask = torch.cat([_mask(s), _mask(q)], 1)
+        mask = torch.cat([s.is_real(), q.is_real()], 1)
     return Samples.unchecked(torch.cat([s.x, q.x], 1), torch.cat([s.y, q.y], 1), mask, s.ways)
-
-
-def _mask(samples: Samples) -> Tensor:
-    if samples.mask is not None:
-        return samples.mask
-    return torch.ones(samples.x.shape[:2], dtype=torch.bool, device=samples.x.device)

@@ -95,6 +95,12 @@ class Samples:
         mask = torch.cat([self.mask, self.mask.new_zeros(len(self), missing)], 1)
         return self.unchecked(more(self.x), more(self.y), mask, self.ways)
 
+    def is_real(self) -> Tensor:
+        """Which samples are no padding ``[tasks, samples]``, also where there is no mask."""
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.x.shape[:2], dtype=torch.bool, device=self.x.device)
+
     def real(self, task: int) -> Pair:
         """The real samples of one task, without padding: ``x [samples, ...], y [samples, ...]``."""
         x, y = self.x[task], self.y[task]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from trlearner.batch import TaskBatch
@@ -100,7 +99,4 @@ def _follow_first(ranks: Ranks, reg: TRLearner, headers: Sequence[Header]) -> No
 
 
 def _padded(query: Samples, queries: int) -> Samples:
-    mask = query.mask
-    if mask is None:
-        mask = torch.ones(query.x.shape[:2], dtype=torch.bool, device=query.x.device)
-    return Samples.unchecked(query.x, query.y, mask, query.ways).padded(queries)
+    return Samples.unchecked(query.x, query.y, query.is_real(), query.ways).padded(queries)
