@@ -304,10 +304,22 @@ def meta_loss(
     temperature: float = 1.0,
     top_k: int | None = None,
     alignment: Alignment | None = None,
+    heads_only: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """L = 1/T sum_i loss(f_i(X_i), Y_i) + lam * L_TR, as (L, task loss, L_TR, M, W)."""
+    """L = 1/T sum_i loss(f_i(X_i), Y_i) + lam * L_TR, as (L, task loss, L_TR, M, W).
+
+    With heads_only, f_j(X_i) has the head of model j and everything else of model i.
+    """
     models = [adapt_task(support) for support, _ in tasks]
-    predictions = [[predict(model, query[0]) for _, query in tasks] for model in models]
+
+    def asked(j: int, i: int) -> Any:
+        if not heads_only:
+            return models[j]
+        heads = head_names(models[j])
+        return {name: models[j if name in heads else i][name] for name in models[i]}
+
+    T = len(tasks)
+    predictions = [[predict(asked(j, i), tasks[i][1][0]) for i in range(T)] for j in range(T)]
     targets = [query[1] for _, query in tasks]
     task_loss = mean([loss_fn(predictions[i][i], targets[i]) for i in range(len(tasks))])
     M = relation_matrix([embed(task) for task in tasks], omega)

@@ -23,6 +23,7 @@ from trlearner.encoders.extractor import HasExtractor
 from trlearner.encoders.protocol import Encoder, HasPrototypes, embed_tasks
 from trlearner.engines.choose import TOGETHER
 from trlearner.functional import pure_call, tensors
+from trlearner.head import Body, Head
 from trlearner.learners.protocol import Learner
 from trlearner.options import Align, ChunkSize
 from trlearner.output import Draws, Output, Term
@@ -30,7 +31,7 @@ from trlearner.questions import questions
 from trlearner.relation import relation_matrix
 from trlearner.sampler.select import Select, select_samples
 from trlearner.samples import Samples
-from trlearner.seam import Engine
+from trlearner.seam import Engine, TaskLearner
 from trlearner.types import Fast, LossFn, State
 
 PREFIX = "regularizer."
@@ -47,6 +48,7 @@ class Settings(Protocol):
     mixture: Mixture
     align: Align
     top_k: int | None
+    head: str | None
     chunk_size: ChunkSize
     memory_budget: int | None
     select: Select | None
@@ -70,7 +72,9 @@ def meta_step(
         batch: The tasks.
         draws: λ, the temperature and the random choices.
     """
-    fast, asked, predictions, losses = own_part(settings, engine, learner, state, batch)
+    fast, asked, predictions, losses = own_part(
+        settings, engine, learner, state, batch, draws.related
+    )
     own = losses.mean() if draws.task_weights is None else (draws.task_weights * losses).sum()
     seen = predictions.detach()
     if not draws.related:
@@ -84,21 +88,36 @@ class Own(NamedTuple):
     """What adaptation made of each task, and how its model does on the task's own queries."""
 
     fast: Fast
-    asked: Tensor  # what `Engine.embed` made of the queries: [tasks, queries, ...]
+    asked: Tensor  # the queries as `asking` takes them: [tasks, queries, ...]
     predictions: Tensor  # [tasks, queries, ...]
     losses: Tensor  # [tasks]
 
 
 def own_part(
-    settings: Settings, engine: Engine, learner: Learner, state: State, batch: TaskBatch
+    settings: Settings,
+    engine: Engine,
+    learner: Learner,
+    state: State,
+    batch: TaskBatch,
+    related: bool,
 ) -> Own:
-    """The learner's own part of a meta-step; arguments as in `meta_step`."""
+    """The learner's own part of a meta-step; arguments as in `meta_step`, and in its draws."""
     support, query, loss_fn = batch.support, batch.query, loss_in(settings.loss_fn, state)
     features = engine.embed(learner, state, support.x, support.mask)
     fast = engine.adapt(learner, state, features, support, loss_fn, learner.steps)
     asked = engine.embed(learner, state, query.x, query.mask)
-    predictions = engine.predict(learner, state, fast, asked, query.mask)
+    answering: TaskLearner = learner
+    if related and settings.head is not None:
+        # The body once, for both parts of the loss.
+        asked = engine.predict(Body(learner, settings.head), state, fast, asked, query.mask)
+        answering = asking(settings, learner)
+    predictions = engine.predict(answering, state, fast, asked, query.mask)
     return Own(fast, asked, predictions, engine.loss(loss_fn, predictions, query.y, query.mask))
+
+
+def asking(settings: Settings, learner: Learner) -> TaskLearner:
+    """Whose models the relation term asks: the learner's, or only their heads."""
+    return learner if settings.head is None else Head(learner, settings.head)
 
 
 def relation_term(
@@ -120,7 +139,7 @@ def relation_term(
         state: As in `meta_step`.
         batch: The tasks.
         fast: The models.
-        asked: What ``engine.embed`` made of the queries.
+        asked: The queries, as `Own` has them.
         draws: As in `meta_step`.
     """
     embeddings = described(settings, engine, learner, state, batch, fast)
@@ -178,12 +197,13 @@ def _mixture(
     draws: Draws,
 ) -> tuple[Tensor, Samples]:
     """Each task's (chosen) queries as its neighbours' mixture predicts them, and those queries."""
-    asked = questions(learner, batch.query, features, draws.queries)
+    asked_learner = asking(settings, learner)
+    asked = questions(asked_learner, batch.query, features, draws.queries)
     neighbours = None
     others = len(batch) - 1
     wanted = others if settings.top_k is None else min(settings.top_k, others)
     # Whoever asks model by model and task by task need not ask a task's own, which has no weight.
-    one_by_one = learner.couples_samples() and engine.name not in TOGETHER
+    one_by_one = asked_learner.couples_samples() and engine.name not in TOGETHER
     if wanted < others or (one_by_one and others):
         neighbours = nearest(relations.detach(), wanted).sort(1).values.T.contiguous()
         weights = weights.gather(1, neighbours.T)
@@ -195,7 +215,7 @@ def _mixture(
     def ask(part: slice) -> Tensor:
         some = {n: v[part] for n, v in fast.items()} if neighbours is None else fast
         who = None if neighbours is None else neighbours[part]
-        found = engine.cross(learner, state, some, asked.features, asked.mask, who)
+        found = engine.cross(asked_learner, state, some, asked.features, asked.mask, who)
         if asked.later is None:
             return found
         return found[:, torch.arange(len(batch), device=found.device)[:, None], asked.later]

@@ -20,6 +20,7 @@ OPTIONS = (
     "align",
     "top_k",
     "queries",
+    "head",
     "chunk_size",
     "memory_budget",
     "planned_steps",
@@ -53,6 +54,10 @@ def check_options(*, encoder: Encoder, **options: Any) -> None:
     if options["memory_budget"] is not None and options["chunk_size"] != "auto":
         raise ValueError(
             f"memory_budget goes with chunk_size='auto', got chunk_size={options['chunk_size']!r}."
+        )
+    if not (options["head"] is None or isinstance(options["head"], str)):
+        raise ValueError(
+            f"head must be the name of the model's last layer or None, got {options['head']!r}."
         )
     _check_select(options["select"], encoder)
     for name, kinds in (("normalize", Normalize), ("mixture", Mixture), ("align", Align)):

@@ -28,6 +28,7 @@ from trlearner.engines.choose import (
 from trlearner.engines.graph import NotCompilable
 from trlearner.engines.tune import fastest
 from trlearner.functional import random_state, random_state_kept, set_random_state, tensors
+from trlearner.head import check_learner
 from trlearner.learners.protocol import Learner
 from trlearner.meta_step import PREFIX, described, meta_step, relation_term, state_of_loss
 from trlearner.options import OPTIONS, Align, ChunkSize, check_options
@@ -84,6 +85,8 @@ class TRLearner(nn.Module):
             ``"none"`` where tasks share their classes (or have none).
         top_k: Ask only this many most related models for each task.
         queries: The share of each task's queries that the relation term uses, drawn at random.
+        head: The name of the model's last layer: of the other models only this is asked, on what the
+            task's own model makes of its queries, T passes in place of T². By default whole models are.
         chunk_size: At most so many models' cross predictions keep their activations at once; the
             others are computed again in the backward pass. ``"auto"`` asks one model at every step to see how
             many fit into `memory_budget`.
@@ -125,6 +128,7 @@ class TRLearner(nn.Module):
         align: Align = "none",
         top_k: int | None = None,
         queries: float = 1.0,
+        head: str | None = None,
         chunk_size: ChunkSize = None,
         memory_budget: int | None = None,
         preset: Literal["paper"] | None = None,
@@ -156,6 +160,7 @@ class TRLearner(nn.Module):
         self.align: Align = align
         self.top_k = top_k
         self.queries = queries
+        self.head = head
         self.chunk_size: ChunkSize = chunk_size
         self.memory_budget = memory_budget
         self.planned_steps = planned_steps
@@ -317,6 +322,11 @@ class TRLearner(nn.Module):
 
     def term_of(self, learner: Learner, engine: Engine, batch: TaskBatch) -> Term:
         """The relation term of models that were adapted elsewhere; `collect` calls it."""
+        if self.head is not None:
+            raise ValueError(
+                f"head={self.head!r} asks a part of each model, but models of your own loop are asked as a "
+                "whole. Leave head out, or call reg(learner, batch) with a learner such as tr.MAML."
+            )
         state = state_of_loss(self.loss_fn) | self.prepared(learner, batch)
         mixture_kind(self.mixture, batch.query.y, self.normalize)
         draws = Draws(self.lam, self.temperature, True, self._draw_queries(batch.query))
@@ -415,6 +425,8 @@ class TRLearner(nn.Module):
         if self.lam == 0:
             return
         mixture_kind(self.mixture, batch.query.y, self.normalize)
+        if self.head is not None:
+            check_learner(learner, self.head, batch.support, self.loss_fn)
         if self.align == "hungarian" and learner.engine in compiled.NAMES:
             raise ValueError(
                 f"align='hungarian' cannot be part of a graph, which engine={learner.engine!r} needs. "

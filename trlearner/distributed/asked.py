@@ -18,7 +18,7 @@ class Asked:
 
     Attributes:
         embeddings: ``[own tasks, dim]``.
-        features: What `Engine.embed` made of the queries that models are asked about.
+        features: The queries that models are asked about, as they take them.
         prototypes: ``[own tasks, classes, features]``, if classes are aligned.
         mask: ``[own tasks, queries]``, if there is one on any rank.
         choice: ``[own tasks, chosen]``, if queries are chosen after the forward pass.

@@ -14,9 +14,8 @@ from trlearner.chunks import mixed_in_chunks
 from trlearner.consistency import log_weights, nearest
 from trlearner.distributed.asked import Asked
 from trlearner.functional import take
-from trlearner.learners.protocol import Learner
 from trlearner.meta_step import Settings
-from trlearner.seam import Engine
+from trlearner.seam import Engine, TaskLearner
 from trlearner.types import Fast, State
 
 
@@ -34,7 +33,7 @@ def pairs_of(settings: Settings, relations: Tensor, first: int, own: int) -> tup
 def mixture_of(
     settings: Settings,
     engine: Engine,
-    learner: Learner,
+    learner: TaskLearner,
     state: State,
     fast: Fast,
     whole: Asked,

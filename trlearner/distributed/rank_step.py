@@ -21,7 +21,15 @@ from trlearner.distributed.traffic import counted
 from trlearner.engines.choose import without_graph
 from trlearner.functional import tensors
 from trlearner.learners.protocol import Learner
-from trlearner.meta_step import PREFIX, described, loss_in, own_part, prototypes_of, state_of_loss
+from trlearner.meta_step import (
+    PREFIX,
+    asking,
+    described,
+    loss_in,
+    own_part,
+    prototypes_of,
+    state_of_loss,
+)
 from trlearner.output import Output
 from trlearner.questions import questions
 from trlearner.regularizer import TRLearner
@@ -125,14 +133,16 @@ class RankStep:
         reg.check_call(learner, batch, sum(plan.counts))  # warns of too few tasks
         # "auto" may have settled for a graph.
         engine = without_graph(learner.check(batch.support, reg.loss_fn, query))
-        fast, features, predictions, losses = own_part(reg, engine, learner, state, batch)
+        fast, features, predictions, losses = own_part(
+            reg, engine, learner, state, batch, plan.related
+        )
         chosen, asked = query, None
         if plan.related:
             choice = None
             if plan.keys is not None:
                 first = sum(plan.counts[: self.ranks.rank])
                 choice = reg.choose_queries(plan.keys[first : first + len(batch)], query)
-            chosen, features, mask, later = questions(learner, query, features, choice)
+            chosen, features, mask, later = questions(asking(reg, learner), query, features, choice)
             embeddings = described(reg, engine, learner, state, batch, fast)
             prototypes = prototypes_of(reg, learner, state, batch)
             asked = Asked(embeddings, features, prototypes, mask, later)
@@ -158,7 +168,7 @@ class RankStep:
             self.ranks,
             self.plan.counts,
             None if local is None else local.engine,
-            self.learner,
+            asking(self.reg, self.learner),
             self.now,
             {} if local is None else local.fast,
             asked,

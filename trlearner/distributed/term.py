@@ -16,10 +16,9 @@ from trlearner.distributed.collective import Ranks
 from trlearner.distributed.exchange import exchange
 from trlearner.distributed.kind import Kind
 from trlearner.distributed.pairs import mixture_of, pairs_of
-from trlearner.learners.protocol import Learner
 from trlearner.meta_step import PREFIX, Settings, aligned
 from trlearner.relation import relation_matrix
-from trlearner.seam import Engine
+from trlearner.seam import Engine, TaskLearner
 from trlearner.types import Fast, State
 
 
@@ -47,7 +46,7 @@ def relate_ranks(
     ranks: Ranks,
     counts: Sequence[int],
     engine: Engine | None,
-    learner: Learner,
+    learner: TaskLearner,
     state: State,
     fast: Fast,
     asked: Asked,
