@@ -23,7 +23,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-from trlearner.experiments.bench import record, session, stub, table
+from trlearner.experiments.bench import plot, record, session, stub, table
 from trlearner.experiments.bench.workload import WORKLOADS
 
 
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, session.Found]:
                 if options.add and options.json.exists():
                     found = record.added(json.loads(options.json.read_text()), found)
                 options.json.write_text(json.dumps(found, indent=2) + "\n")
+                plot.plot(found).savefig(options.json.with_suffix(".png"), dpi=150)
     finally:
         torch.set_num_threads(threads)
     print(f"\ntorch {torch.__version__}, {options.threads} thread(s), {record.cpu()}\n")
@@ -89,7 +90,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cpu-time", action="store_true", help="of this process; where others use the machine"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all of it here")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all of it here, and a plot beside it"
+    )
     parser.add_argument(
         "--add", action="store_true", help="keep what the file has of other workloads"
     )

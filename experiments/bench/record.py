@@ -41,6 +41,11 @@ def added(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return {**new, "workloads": {**kept, **new["workloads"]}}
 
 
+def times(name: str) -> str:
+    """The key of a contender's speed as a multiple of another's."""
+    return f"times_{name.replace(' ', '_')}"
+
+
 def _workload(found: Found) -> dict[str, Any]:
     best = summary(found)
     return {
@@ -53,7 +58,7 @@ def _workload(found: Found) -> dict[str, Any]:
             "name": best.ours[0],
             "median_ms": best.ours[1],
             "times_best_peer": best.ahead(best.peer and best.peer[1]),
-            f"times_{JAX}": best.ahead(best.jax),
+            times(JAX): best.ahead(best.jax),
         },
     }
 
@@ -75,7 +80,8 @@ def _contender(found: Found, name: str) -> dict[str, Any]:
         "quartiles_ms": list(row.timing.quartiles),
         "turns": len(row.timing.milliseconds),
         "steps_a_turn": row.timing.steps,
-        f"times_{BASE.replace(' ', '_')}": relative(found, name),
+        times(BASE): relative(found, name),
+        "times_floor": found.floor and row.timing.median / found.floor.milliseconds(row.variant),
         "first_step_seconds": row.start.seconds,
         "cpu_seconds_a_second": row.timing.busy,
         "gradient_error": row.start.error,
