@@ -21,13 +21,17 @@ from trlearner.experiments.bench import (
     table,
     timing,
 )
-from trlearner.experiments.bench.workload import WORKLOADS, conv, sinusoid
+from trlearner.experiments.bench.workload import WORKLOADS, conv, fingerprint, resnet, sinusoid
 
 TINY = {
     "sinusoid-3": partial(sinusoid, 3, steps=2),
     "conv2-2step": partial(
         conv, "conv2-2step", steps=2, tasks=3, size=8, queries=2, filters=4, blocks=2
     ),
+}
+LAYERED = {
+    "fingerprint-2": partial(fingerprint, 2),
+    "resnet12-16": partial(resnet, size=16, widths=(4, 6, 8, 10)),
 }
 EAGER = [name for name in session.EVERYONE if not name.startswith(("compiled", "tune"))]
 
@@ -54,6 +58,16 @@ def test_everyone_computes_the_same_gradient(name, workload):
     found = built(name, exact)
     found.step()
     assert contender.error(found.gradient(), reference(variant)(exact)) < 1e-7
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("workload", LAYERED)
+@pytest.mark.parametrize("name", [*peers.PEERS, "channels_last", "batched"])
+def test_on_networks_of_other_layers_too(name, workload):
+    exact = LAYERED[workload]().double()
+    found = built(name, exact)
+    found.step()
+    assert contender.error(found.gradient(), reference(ours.PLAIN)(exact)) < 1e-7
 
 
 @pytest.mark.filterwarnings("default")
@@ -109,6 +123,16 @@ def test_mending_keeps_the_parameters_and_the_function():
     assert not any(isinstance(m, BatchNorm2d) for m in mended)
     x = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(mended(x), net(x), rtol=1e-5, atol=1e-6)
+
+
+def test_mending_reaches_layers_inside_of_layers():
+    make = LAYERED["resnet12-16"]()
+    net, mended = make.net(), peers.mended(make.net())
+    assert not any(isinstance(m, BatchNorm2d) for m in mended.modules())
+    names = [tuple(p.shape) for p in net.parameters()]
+    assert [tuple(p.shape) for p in mended.parameters()] == names
+    x = torch.randn(4, 3, 16, 16)
+    torch.testing.assert_close(mended(x), net(x), rtol=1e-5, atol=1e-5)
 
 
 def scaled(build, factor, precisions=(torch.float32, torch.float64)):
@@ -229,7 +253,16 @@ def finished(tmp_path_factory):
         patch.setattr(timing, "TURN", 0.0)
         patch.delenv("NPROC", raising=False)
         with redirect_stderr(StringIO()):
-            arguments = ["--rounds", "4", "--budget", "0.2", "--json", str(path)]
+            arguments = [
+                "--workloads",
+                "*",
+                "--rounds",
+                "4",
+                "--budget",
+                "0.2",
+                "--json",
+                str(path),
+            ]
             results = bench.main([*arguments, "--contenders", *patterns])
     return results, printed.getvalue(), json.loads(path.read_text())
 
@@ -337,6 +370,21 @@ def test_who_cannot_run_is_left_out_with_the_reason(monkeypatch):
     assert list(found.rows) == ["batched"]
 
 
+def test_who_takes_too_long_runs_only_if_asked_for_by_name():
+    workload = replace(TINY["sinusoid-3"](), left_out={"batched + *": "hours"})
+    ran = [["batched*"], ["!*"], ["!x"], []]
+    reasons = [contender.too_long("batched + TRLearner", workload, patterns) for patterns in ran]
+    assert reasons == [None, "hours", "hours", "hours"]
+    assert contender.too_long("batched", workload, []) is None
+    everyone = ["loop*", "plain*", "*(*", "jax*", "torch*", "learn*", "par*", "ch*", "comp*"]
+    found = session.run(
+        workload, ["!auto*", "!higher*", *(f"!{p}" for p in everyone)], rounds=1, budget=0.1
+    )
+    assert list(found.rows) == ["batched"]
+    assert set(found.left_out.values()) == {"hours"}
+    assert found.floor is not None and list(found.floor.work) == [ours.PLAIN]
+
+
 def test_learn2learn_is_taken_from_sources_without_the_rest(monkeypatch, tmp_path):
     package = tmp_path / "learn2learn"
     (package / "algorithms").mkdir(parents=True)
@@ -368,4 +416,6 @@ def test_senseless_options_are_refused(wrong, capsys):
 
 def test_workloads_are_called_what_they_are_listed_as():
     assert {name: make().name for name, make in WORKLOADS.items()} == {n: n for n in WORKLOADS}
+    assert bench.parse([]).workloads == [n for n in WORKLOADS if n[:4] == "sinu"] + ["conv4-1step"]
+    assert bench.parse(["--workloads", "*"]).workloads == list(WORKLOADS)
     assert bench.parse(["--workloads", "conv*step"]).workloads == ["conv4-1step", "conv4-5step"]

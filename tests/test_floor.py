@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from trlearner.experiments.bench import floor
 from trlearner.experiments.bench.timing import Timing
-from trlearner.experiments.bench.workload import Workload
+from trlearner.experiments.bench.workload import Workload, fingerprint
 
 import trlearner as tr
 
@@ -64,6 +64,16 @@ def test_inner_steps_of_second_order_cost_a_known_number_of_products() -> None:
     least = TASKS * (STEPS * 2 * support + 2 * query)
     most = least + TASKS * STEPS * 3 * support
     assert least < found <= most
+
+
+def test_a_task_more_costs_engine_loop_what_the_one_before_did() -> None:
+    """Bytes: a gradient of the size of all models for each one of them would make it a square."""
+    few, more = (floor.work(fingerprint(tasks), [""])[""].bytes for tasks in (4, 8))
+    assert more < 2.05 * few
+
+
+def test_only_variants_that_are_asked_for_are_counted() -> None:
+    assert list(floor.work(linear(), [" + TRLearner"])) == [" + TRLearner"]
 
 
 def test_the_term_is_more_work_and_its_part_of_the_queries_less() -> None:

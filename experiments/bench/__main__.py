@@ -26,6 +26,8 @@ import torch
 from trlearner.experiments.bench import plot, record, session, stub, table
 from trlearner.experiments.bench.workload import WORKLOADS
 
+DEFAULT = ("sinusoid-*", "conv4-1step")
+
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, session.Found]:
     """Prints the table; returns what was found, by workload."""
@@ -73,14 +75,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--workloads", nargs="+", default=["*"], metavar="PATTERN", help=", ".join(WORKLOADS)
+        "--workloads",
+        nargs="+",
+        default=DEFAULT,
+        metavar="PATTERN",
+        help=f"'*' is all; by default {' '.join(DEFAULT)}: {', '.join(WORKLOADS)}",
     )
     parser.add_argument(
         "--contenders",
         nargs="+",
         default=[],
         metavar="PATTERN",
-        help=f"'!x*' leaves out, '!x*@conv*' on some workloads: {', '.join(session.EVERYONE)}",
+        help="'!x*' leaves out, '!x*@conv*' on some workloads; those that a workload leaves out run "
+        f"where a pattern without '!' asks for them: {', '.join(session.EVERYONE)}",
     )
     parser.add_argument("--rounds", type=int, default=15, help="turns of each contender")
     parser.add_argument("--threads", type=int, default=1)

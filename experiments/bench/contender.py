@@ -102,3 +102,11 @@ def wanted(name: str, workload: str, patterns: Sequence[str]) -> bool:
     without = [p for p in patterns if p.startswith("!")]
     only = [p for p in patterns if not p.startswith("!")]
     return not any(map(matches, without)) and (not only or any(map(matches, only)))
+
+
+def too_long(name: str, workload: Workload, patterns: Sequence[str]) -> str | None:
+    """Why a contender is left out of a workload, unless a pattern without ``!`` asks for it."""
+    if any(not p.startswith("!") for p in patterns):
+        return None
+    reasons = [why for pattern, why in workload.left_out.items() if fnmatchcase(name, pattern)]
+    return reasons[0] if reasons else None

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from trlearner.experiments.bench.contender import Contender, Unavailable
 from trlearner.experiments.bench.workload import OUTER_RATE, Workload
+from trlearner.experiments.models.resnet12 import Block
 
 Array = Any
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -27,7 +28,7 @@ def jax_jit(workload: Workload) -> Contender:
 
     net, forward = workload.net(), network(workload)
     loss = {mse_loss: _squared_error, cross_entropy: _cross_entropy}[workload.loss]
-    together = not any(isinstance(layer, nn.Conv2d) for layer in net)
+    together = not any(isinstance(layer, nn.Conv2d) for layer in net.modules())
 
     def fit(params: list[Array], x: Array, y: Array) -> Array:
         return loss(forward(params, x), y)
@@ -95,18 +96,24 @@ def network(workload: Workload) -> Callable[[list[Array], Array], Array]:
     Raises:
         Unavailable: It has a layer that is not written down here.
     """
-    layers = list(workload.net())
-    for layer in layers:
+    net = workload.net()
+    for layer in net:
         if type(layer) not in LAYERS:
             raise Unavailable(f"{type(layer).__name__} is not in LAYERS of {__file__}; add it.")
+    return lambda params, x: _sequence(net, iter(params), x)
 
-    def forward(params: list[Array], x: Array) -> Array:
-        left = iter(params)
-        for layer in layers:
-            x = LAYERS[type(layer)](layer, left, x)
-        return x
 
-    return forward
+def _sequence(layers: nn.Module, params: Iterator[Array], x: Array) -> Array:
+    for layer in layers.children():
+        x = LAYERS[type(layer)](layer, params, x)
+    return x
+
+
+def _block(block: nn.Module, params: Iterator[Array], x: Array) -> Array:
+    """Parameters come in the order in which torch lists the parts."""
+    assert isinstance(block, Block)
+    around = _sequence(block.body, params, x), _sequence(block.shortcut, params, x)
+    return _sequence(block.out, params, around[0] + around[1])
 
 
 def _linear(_: nn.Module, params: Iterator[Array], x: Array) -> Array:
@@ -119,15 +126,23 @@ def _relu(_: nn.Module, __: Iterator[Array], x: Array) -> Array:
     return jax.nn.relu(x)
 
 
+def _leaky_relu(layer: nn.Module, _: Iterator[Array], x: Array) -> Array:
+    import jax
+
+    assert isinstance(layer, nn.LeakyReLU)
+    return jax.nn.leaky_relu(x, layer.negative_slope)
+
+
 def _conv(layer: nn.Module, params: Iterator[Array], x: Array) -> Array:
     import jax
 
     assert isinstance(layer, nn.Conv2d)
     pads = [(int(p), int(p)) for p in layer.padding]
     axes = ("NHWC", "OIHW", "NHWC")
-    return jax.lax.conv_general_dilated(
+    found = jax.lax.conv_general_dilated(
         x, next(params), layer.stride, pads, dimension_numbers=axes
-    ) + next(params)
+    )
+    return found if layer.bias is None else found + next(params)
 
 
 def _batch_norm(layer: nn.Module, params: Iterator[Array], x: Array) -> Array:
@@ -146,6 +161,11 @@ def _max_pool(layer: nn.Module, _: Iterator[Array], x: Array) -> Array:
     return x.reshape(samples, height // 2, 2, width // 2, 2, channels).max((2, 4))
 
 
+def _average(layer: nn.Module, _: Iterator[Array], x: Array) -> Array:
+    assert isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size == 1
+    return x.mean((1, 2), keepdims=True)
+
+
 def _flatten(_: nn.Module, __: Iterator[Array], x: Array) -> Array:
     return x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # in torch's order
 
@@ -153,10 +173,13 @@ def _flatten(_: nn.Module, __: Iterator[Array], x: Array) -> Array:
 LAYERS: dict[type[nn.Module], Callable[[nn.Module, Iterator[Array], Array], Array]] = {
     nn.Linear: _linear,
     nn.ReLU: _relu,
+    nn.LeakyReLU: _leaky_relu,
     nn.Conv2d: _conv,
     nn.BatchNorm2d: _batch_norm,
     nn.MaxPool2d: _max_pool,
+    nn.AdaptiveAvgPool2d: _average,
     nn.Flatten: _flatten,
+    Block: _block,
 }
 
 

@@ -83,9 +83,16 @@ class Normalized(nn.Module):
 
 
 def mended(net: nn.Sequential) -> nn.Sequential:
-    """The same network, and parameters, for ``vmap(grad)``."""
-    layers = (Normalized(m) if isinstance(m, nn.BatchNorm2d) else m for m in net)
-    return nn.Sequential(*layers)
+    """The same network, and parameters, for ``vmap(grad)``; its layers' own layers are replaced in place."""
+
+    def mend(module: nn.Module) -> nn.Module:
+        if isinstance(module, nn.BatchNorm2d):
+            return Normalized(module)
+        for name, child in module.named_children():
+            setattr(module, name, mend(child))
+        return module
+
+    return nn.Sequential(*map(mend, net))
 
 
 def vmap_of_grad(workload: Workload) -> Contender:

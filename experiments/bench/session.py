@@ -17,6 +17,7 @@ from trlearner.experiments.bench.contender import (
     Unavailable,
     check,
     first_gradient,
+    too_long,
     wanted,
 )
 from trlearner.experiments.bench.floor import Floor
@@ -88,6 +89,8 @@ def run(
         if not wanted(name, workload.name, patterns):
             continue
         try:
+            if reason := too_long(name, workload, patterns):
+                raise Unavailable(reason)
             made, start = _start(name, workload, build, expected[variant])
         except (Unavailable, ImportError) as reason:
             found.left_out[name] = str(reason)
@@ -101,7 +104,9 @@ def run(
     steps = {n: made.step for n, (made, *_) in ready.items()}
     plain = steps[PASSES] = floor.plain_step(workload)
     times = timing.measure(steps, rounds, budget, clock)
-    found.floor = Floor(floor.work(workload), floor.count(plain), times[PASSES])
+    counted = {PLAIN, *(variant for _, variant, _ in ready.values())}
+    work = floor.work(workload, [variant for variant in VARIANTS if variant in counted])
+    found.floor = Floor(work, floor.count(plain), times[PASSES])
     found.rows = {n: Row(variant, start, times[n]) for n, (_, variant, start) in ready.items()}
     return found
 

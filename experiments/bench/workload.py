@@ -1,11 +1,12 @@
 """What is timed: networks, tasks and settings that every contender gets alike.
 
-A new workload is one function here that returns a `Workload`, and one line in `WORKLOADS`.
+A new workload is one function here that returns a `Workload`, and one line in `WORKLOADS`. Networks are
+`nn.Sequential`, whose layers may be modules of any kind, so that every contender sees what the head is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
+from trlearner.experiments.models.fingerprint import FingerprintNet
+from trlearner.experiments.models.resnet12 import ResNet12
 
 import trlearner as tr
 from trlearner.types import LossFn
@@ -34,6 +37,7 @@ class Workload:
         steps: Of the inner loop.
         encoder: Of the rows with TRLearner; gets the network.
         relation: Further arguments of `TRLearner`.
+        left_out: Contenders, as patterns, that run only where they are asked for by name, and why.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Workload:
     steps: int
     encoder: Callable[[nn.Sequential], tr.LabelledEncoder]
     relation: dict[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def net(self) -> nn.Sequential:
         """A network of its own for everyone who asks, always with the same weights."""
@@ -88,6 +93,28 @@ def sinusoid(tasks: int, steps: int = 5) -> Workload:
         rate=0.01,
         steps=steps,
         encoder=lambda net: tr.LabelledEncoder(None, dim=32, features=1, targets=1),
+    )
+
+
+def flat(net: FingerprintNet | ResNet12) -> nn.Sequential:
+    """A network of the experiments as a sequence, whose last layer is the head."""
+    return nn.Sequential(*net.features, net.head)
+
+
+def fingerprint(tasks: int) -> Workload:
+    """Sparse fingerprints of 1024 bits, a linear target; sizes and rate of the preset ``drugs/csv``."""
+    draw, (shots, queries) = torch.Generator().manual_seed(0), (10, 20)
+    x = (torch.rand(tasks, shots + queries, 1024, generator=draw) < 0.05).float()
+    y = x @ torch.randn(tasks, 1024, 1, generator=draw) / 7
+    return Workload(
+        name=f"fingerprint-{tasks}",
+        build=lambda: flat(FingerprintNet()),
+        batch=tr.TaskBatch((x[:, :shots], y[:, :shots]), (x[:, shots:], y[:, shots:])),
+        loss=mse_loss,
+        rate=0.05,
+        steps=5,
+        encoder=lambda net: tr.LabelledEncoder(net[:-1], dim=32, targets=1),
+        left_out={"* + TRLearner*": "minutes a step at T > 64"} if tasks > 64 else {},
     )
 
 
@@ -138,7 +165,17 @@ def conv(
         steps=steps,
         encoder=lambda net: tr.LabelledEncoder(net[:-1], dim=32),
         relation={"align": "sinkhorn"},
+        left_out={
+            "compiled + TRLearner*": "compiles for minutes",
+            **({"* + TRLearner*": "keeps ten GB of activations at T > 4"} if tasks > 4 else {}),
+        },
     )
+
+
+def resnet(size: int = 32, widths: tuple[int, ...] = (64, 160, 320, 640)) -> Workload:
+    """ResNet-12 with all its filters, but 32 x 32 pictures in place of 84 x 84, 2 queries a class, T = 2."""
+    tasks = conv(f"resnet12-{size}", steps=1, tasks=2, size=size, queries=2, channels=3)
+    return replace(tasks, build=lambda: flat(ResNet12(ways=5, channels=3, widths=widths)))
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {
@@ -146,6 +183,9 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "conv4-1step": partial(conv, "conv4-1step", steps=1),
     "conv4-5step": partial(conv, "conv4-5step", steps=5),
     "conv4-5shot": partial(conv, "conv4-5shot", steps=1, shots=5),
+    "conv4-16tasks": partial(conv, "conv4-16tasks", steps=1, tasks=16),
     "conv4-84": partial(conv, "conv4-84", steps=1, size=84, channels=3),
+    "resnet12-32": resnet,
+    **{f"fingerprint-{tasks}": partial(fingerprint, tasks) for tasks in (4, 16, 64, 256)},
 }
 """Every workload by the name that it gets; made only when it is wanted."""

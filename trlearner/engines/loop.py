@@ -149,8 +149,9 @@ def _adapt_task(
 
 
 def _unbind(fast: Fast) -> list[Fast]:
-    models = len(next(iter(fast.values())))
-    return [{name: values[j] for name, values in fast.items()} for j in range(models)]
+    # Not one by one: the way back of `values[j]` fills a tensor of all models' size for each of them.
+    rows = zip(*(values.unbind() for values in fast.values()), strict=True)
+    return [dict(zip(fast, row, strict=True)) for row in rows]
 
 
 ENGINE = Engine("loop", embed, adapt, predict, cross, loss)
