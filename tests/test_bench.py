@@ -21,7 +21,16 @@ from trlearner.experiments.bench import (
     table,
     timing,
 )
-from trlearner.experiments.bench.workload import WORKLOADS, conv, fingerprint, resnet, sinusoid
+from trlearner.experiments.bench.learners import OTHERS, maml
+from trlearner.experiments.bench.workload import (
+    CURVES,
+    WORKLOADS,
+    conv,
+    fingerprint,
+    resnet,
+    sinusoid,
+    with_learner,
+)
 
 TINY = {
     "sinusoid-3": partial(sinusoid, 3, steps=2),
@@ -98,6 +107,35 @@ def test_the_optimizer_moves_what_it_is_meant_to(name, monkeypatch):
     found.step()
     moved = [not torch.equal(a, b) for a, b in zip(before, made[0].parameters(), strict=True)]
     assert len(made) == 1 and all(moved)
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_other_learners_have_no_peers_but_the_same_engines(name, monkeypatch):
+    monkeypatch.setattr(timing, "TURN", 0.0)
+    workload = with_learner(name, TINY["sinusoid-3"]).double()
+    assert workload.name == f"{name} on sinusoid-3"
+    found = session.run(workload, ["plain*", "vmap*", "loop", "batched"], rounds=1, budget=0.0)
+    assert list(found.rows) == ["loop", "batched"]
+    assert found.left_out["vmap(grad)"] == "takes steps of MAML only"
+    assert found.rows["batched"].start.error < 1e-7
+    flops = {
+        make: floor.work(replace(workload, make=make), [""])[""].flops
+        for make in (maml, workload.make)
+    }
+    if name == "T-Net":
+        assert flops[workload.make] > flops[maml]
+    elif name == "MetaSGD":
+        assert flops[workload.make] == flops[maml]
+    else:
+        assert flops[workload.make] < flops[maml]
+
+
+def test_prototypes_need_no_head():
+    workload = with_learner("ProtoNet", TINY["conv2-2step"])
+    assert set(OTHERS) - set(CURVES) == {"ProtoNet"}
+    learner = workload.learner(workload.net(), "loop")
+    answers = learner.adapt(workload.batch.support, workload.loss)(workload.batch.query)
+    assert answers.shape == (3, 2 * 5, 5)  # tasks, queries of five classes, classes
 
 
 def test_variants_differ():

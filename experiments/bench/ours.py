@@ -25,7 +25,7 @@ VARIANTS: Mapping[str, Mapping[str, float]] = {
 def ours(workload: Workload, engine: str, variant: str) -> Contender:
     """The whole public call, as the README has it: forward, backward, optimizer."""
     net, options = workload.net(), dict[str, Any](VARIANTS[variant])
-    learner = tr.MAML(net, lr=workload.rate, steps=workload.steps, engine=engine)
+    learner = workload.learner(net, engine)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         reg = tr.TRLearner(

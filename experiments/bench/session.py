@@ -21,6 +21,7 @@ from trlearner.experiments.bench.contender import (
     wanted,
 )
 from trlearner.experiments.bench.floor import Floor
+from trlearner.experiments.bench.learners import maml
 from trlearner.experiments.bench.ours import OURS, PLAIN, REFERENCE, VARIANTS, ours
 from trlearner.experiments.bench.peers import PEERS
 from trlearner.experiments.bench.timing import Timing
@@ -89,6 +90,8 @@ def run(
         if not wanted(name, workload.name, patterns):
             continue
         try:
+            if name in PEERS and workload.make is not maml:
+                raise Unavailable("takes steps of MAML only")
             if reason := too_long(name, workload, patterns):
                 raise Unavailable(reason)
             made, start = _start(name, workload, build, expected[variant])

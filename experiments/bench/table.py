@@ -94,7 +94,7 @@ def floors(results: Mapping[str, Found]) -> str:
         *_grid(known, "peers", PEERS, cell),
         *_grid(known, "trlearner, by engine", OURS, cell),
         f"{'operations and bytes, without the term':<42}"
-        + "".join(f"{counted(found):>18}" for found in known.values()),
+        + "".join(f"{counted(found):>{_width(name)}}" for name, found in known.items()),
         "",
     ]
     return "\n".join(lines)
@@ -167,15 +167,23 @@ def _grid(
     cell: Callable[[Found, str, Row], str],
 ) -> list[str]:
     """A head and one line for every name that has a row anywhere."""
-    lines = [f"{title:<36}" + "".join(f"{name:>18}" for name in results)]
+    lines = [f"{title:<36}" + "".join(f"{name:>{_width(name)}}" for name in results)]
     for name in names:
         cells = [
             cell(found, name, found.rows[name]) if name in found.rows else ""
             for found in results.values()
         ]
         if any(cells):
-            lines.append(f"  {name:<34}" + "".join(f"{text:>18}" for text in cells))
+            lines.append(
+                f"  {name:<34}"
+                + "".join(f"{t:>{_width(n)}}" for n, t in zip(results, cells, strict=True))
+            )
     return [*lines, ""] if len(lines) > 1 else []
+
+
+def _width(workload: str) -> int:
+    """Of its column."""
+    return max(18, len(workload) + 2)
 
 
 def _scaled(value: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
+from trlearner.experiments.bench.learners import OTHERS, Make, maml
 from trlearner.experiments.models.fingerprint import FingerprintNet
 from trlearner.experiments.models.resnet12 import ResNet12
 
@@ -26,7 +27,7 @@ OUTER_RATE = 1e-5
 
 @dataclass(frozen=True)
 class Workload:
-    """One meta-step of second-order MAML, and how TRLearner joins it.
+    """One meta-step, and how TRLearner joins it.
 
     Attributes:
         name: As the table has it.
@@ -37,6 +38,7 @@ class Workload:
         steps: Of the inner loop.
         encoder: Of the rows with TRLearner; gets the network.
         relation: Further arguments of `TRLearner`.
+        make: The learner.
         left_out: Contenders, as patterns, that run only where they are asked for by name, and why.
     """
 
@@ -48,6 +50,7 @@ class Workload:
     steps: int
     encoder: Callable[[nn.Sequential], tr.LabelledEncoder]
     relation: dict[str, Any] = field(default_factory=dict)
+    make: Make = maml
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def net(self) -> nn.Sequential:
@@ -55,6 +58,10 @@ class Workload:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return self.build()
+
+    def learner(self, net: nn.Sequential, engine: str) -> tr.Learner:
+        """Adapts the network."""
+        return self.make(net, self.rate, self.steps, engine)
 
     def double(self) -> Workload:
         """The same in float64, where rounding moves nothing across a kink of ReLU or pooling."""
@@ -178,6 +185,15 @@ def resnet(size: int = 32, widths: tuple[int, ...] = (64, 160, 320, 640)) -> Wor
     return replace(tasks, build=lambda: flat(ResNet12(ways=5, channels=3, widths=widths)))
 
 
+def with_learner(name: str, workload: Callable[[], Workload]) -> Workload:
+    """The same tasks and network, but another learner than MAML."""
+    made = workload()
+    return replace(made, name=f"{name} on {made.name}", make=OTHERS[name])
+
+
+CURVES = tuple(name for name in OTHERS if name != "ProtoNet")
+"""The learners that can regress."""
+
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     **{f"sinusoid-{tasks}": partial(sinusoid, tasks) for tasks in (4, 16, 64, 256)},
     "conv4-1step": partial(conv, "conv4-1step", steps=1),
@@ -186,6 +202,11 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "conv4-16tasks": partial(conv, "conv4-16tasks", steps=1, tasks=16),
     "conv4-84": partial(conv, "conv4-84", steps=1, size=84, channels=3),
     "resnet12-32": resnet,
+    **{f"{n} on sinusoid-16": partial(with_learner, n, partial(sinusoid, 16)) for n in CURVES},
+    **{
+        f"{n} on conv4-1step": partial(with_learner, n, partial(conv, "conv4-1step", steps=1))
+        for n in OTHERS
+    },
     **{f"fingerprint-{tasks}": partial(fingerprint, tasks) for tasks in (4, 16, 64, 256)},
 }
 """Every workload by the name that it gets; made only when it is wanted."""
