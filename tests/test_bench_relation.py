@@ -55,9 +55,9 @@ def test_asking_fewer_models_is_less_work(ran):
 def test_counted_work_of_asking_is_that_of_the_sum_by_hand():
     """One linear layer: the term adds products of all queries with all models, forward and back."""
     workload = replace(linear(), relation={}, encoder=lambda net: tr.UpdateEncoder(dim=4))
-    case = relation.Case(lambda: workload, "loop", "loop", {})
     alone, full = (
-        floor.count(relation.step(case, workload, "loop", {"lam": lam})).flops for lam in (0.0, 0.1)
+        floor.count(relation.step(relation.maml, workload, "loop", {"lam": lam})).flops
+        for lam in (0.0, 0.1)
     )
     product = 2 * QUERIES * IN * OUT
     # Each pair of model and task: forward, and the weight's gradient. The encoder's products are few.

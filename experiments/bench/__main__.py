@@ -1,8 +1,10 @@
 """How fast is a meta-step? Our engines beside what else there is, in one process, in turns.
 
-    make bench ARGS='--workloads "sinusoid*" --contenders "!compiled*" --json bench.json'
+    make bench ARGS='--workloads "*" --json bench.json'
+    make bench ARGS='--workloads "sinusoid*" --contenders "!compiled*"'
 
-Every contender first shows that its meta-gradient is that of our engine ``loop``, from the same weights on
+The first makes the full table, which takes hours; the bare command runs the sinusoids and one Conv-4. Every
+contender first shows that its meta-gradient is that of our engine ``loop``, from the same weights on
 the same tasks. A turn is as many steps as take 50 ms, or one. Peers that are not installed are left out;
 in an environment of their own, this gets them:
 

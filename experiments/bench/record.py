@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,15 @@ def _contender(found: Found, name: str) -> dict[str, Any]:
         "gradient_error": row.start.error,
         "gradient_precision": row.start.precision,
     }
+
+
+def save_case(path: Path, name: str, found: Any, order: Iterable[str]) -> None:
+    """Adds a case to a file of cases, in this order; what has another name is dropped."""
+    cases = json.loads(path.read_text())["cases"] if path.exists() else {}
+    cases[name] = found
+    known = {n: cases[n] for n in order if n in cases}
+    text = {"machine": machine(), "versions": versions(), "cases": known}
+    path.write_text(json.dumps(text, indent=2) + "\n")
 
 
 def machine() -> dict[str, Any]:

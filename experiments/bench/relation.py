@@ -11,7 +11,6 @@ keeps what the file has of other cases: they may be measured one by one.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 from trlearner.experiments.bench import floor, record, timing
-from trlearner.experiments.bench.workload import OUTER_RATE, Workload, conv, sinusoid
+from trlearner.experiments.bench.workload import OUTER_RATE, WORKLOADS, Workload, conv, sinusoid
 
 import trlearner as tr
 
@@ -81,6 +80,14 @@ PART: dict[str, Any] = {"queries=0.3": {"queries": 0.3}}
 BOTH: dict[str, Any] = {"top_k=4, queries=0.3": {"top_k": 4, "queries": 0.3}}
 CONV = {**FULL, **PART, **few(2), **few(1), "chunk_size=1": {"chunk_size": 1}}
 SMALL = {16: {**FULL, **PART, **few(4), **BOTH}, 64: {**FULL, **BOTH}}
+FEW = {**few(4), **few(2), **few(1)}
+LARGE: dict[tuple[str, str], dict[str, Any]] = {
+    # All models at once would keep 10 GB.
+    ("conv4-16tasks", ""): {"all models, all queries, chunk_size=1": {"chunk_size": 1}, **FEW},
+    ("conv4-16tasks", ", ANIL"): {**FULL, **FEW},
+    ("conv4-84", ""): {**FULL, **few(2), **few(1)},
+    ("conv4-84", ", ANIL"): {**FULL, **few(2), **few(1)},
+}
 CASES: dict[str, Case] = {
     **{
         f"sinusoid-{n}": Case(partial(sinusoid, n), "compiled", "loop", SMALL.get(n, BOTH))
@@ -98,13 +105,22 @@ CASES: dict[str, Case] = {
     "conv4-1step, ANIL": Case(
         partial(conv, "conv4-1step", steps=1), "channels_last", "channels_last", CONV, anil
     ),
+    **{
+        f"{name}{learner}": Case(
+            WORKLOADS[name], "channels_last", "channels_last", LARGE[name, learner], make
+        )
+        for name in ("conv4-16tasks", "conv4-84")
+        for learner, make in (("", maml), (", ANIL", anil))
+    },
 }
 
 
-def step(case: Case, workload: Workload, engine: str, options: Mapping[str, Any]) -> timing.Step:
+def step(
+    make: Make, workload: Workload, engine: str, options: Mapping[str, Any]
+) -> Callable[[], tr.Output]:
     """A whole meta-step with these options."""
     net = workload.net()
-    learner = case.make(net, workload, engine)
+    learner = make(net, workload, engine)
     reg = tr.TRLearner(
         encoder=workload.encoder(net),
         loss_fn=workload.loss,
@@ -116,10 +132,12 @@ def step(case: Case, workload: Workload, engine: str, options: Mapping[str, Any]
     trained = [*learner.parameters(), *(reg.parameters() if reg.lam else ())]
     outer = torch.optim.Adam(trained, lr=OUTER_RATE, fused=True)
 
-    def run() -> None:
+    def run() -> tr.Output:
         outer.zero_grad()
-        reg(learner, workload.batch).loss.backward()
+        out: tr.Output = reg(learner, workload.batch)
+        out.loss.backward()
         outer.step()
+        return out
 
     return run
 
@@ -130,10 +148,10 @@ def measure(case: Case, rounds: int, budget: float) -> dict[str, dict[str, float
     settings: dict[str, Mapping[str, Any]] = {ALONE: {"lam": 0.0}, **case.settings}
     steps, flops = {}, {}
     for name, options in settings.items():
-        counted = step(case, workload, case.counted, options)
+        counted = step(case.make, workload, case.counted, options)
         counted()  # settles what a first step settles
         flops[name] = floor.count(counted).flops
-        steps[name] = step(case, workload, case.engine, options)
+        steps[name] = step(case.make, workload, case.engine, options)
         steps[name]()
     times = timing.measure(steps, rounds, budget, time.process_time)
     alone = times[ALONE].median, flops[ALONE]
@@ -187,18 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if any(fnmatchcase(name, pattern) for pattern in options.cases):
             results[name] = measure(case, options.rounds, options.budget)
             if options.json:
-                save(options.json, name, results[name])
+                record.save_case(options.json, name, results[name], CASES)
     print(table(results))
     return results
-
-
-def save(path: Path, name: str, found: Mapping[str, Any]) -> None:
-    """Adds a case to the file, in the order of `CASES`."""
-    cases = json.loads(path.read_text())["cases"] if path.exists() else {}
-    cases[name] = found
-    known = {n: cases[n] for n in CASES if n in cases}
-    text = {"machine": record.machine(), "versions": record.versions(), "cases": known}
-    path.write_text(json.dumps(text, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def sinusoid(tasks: int, steps: int = 5) -> Workload:
     )
 
 
-def flat(net: FingerprintNet | ResNet12) -> nn.Sequential:
+def flat(net: nn.Module) -> nn.Sequential:
     """A network of the experiments as a sequence, whose last layer is the head."""
     return nn.Sequential(*net.features, net.head)
 
@@ -174,7 +174,8 @@ def conv(
         relation={"align": "sinkhorn"},
         left_out={
             "compiled + TRLearner*": "compiles for minutes",
-            **({"* + TRLearner*": "keeps ten GB of activations at T > 4"} if tasks > 4 else {}),
+            **({"* + TRLearner*": "wants 10 GB at T > 4; see chunk_size="} if tasks > 4 else {}),
+            **({"batched + TRLearner*": "wants 9 GB and 40 s a step"} if size > 28 else {}),
         },
     )
 

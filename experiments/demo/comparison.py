@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn.functional import mse_loss
@@ -47,6 +48,7 @@ class Arm:
         regularizer: With ``lam=0`` it is the learner alone, to the last bit.
         optimizer: Trains both.
         seconds: What each meta-step took.
+        clock: Says so.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Arm:
     regularizer: tr.TRLearner
     optimizer: torch.optim.Optimizer
     seconds: list[float] = field(default_factory=list)
+    clock: Callable[[], float] = time.perf_counter
 
     def milliseconds(self) -> float:
         """The median time of a meta-step."""
@@ -75,38 +78,42 @@ def train(
         watch: Told of every step.
         monitor: Is shown the steps of TRLearner.
     """
-    generator = torch.Generator().manual_seed(seed)
-    pool = Sinusoids.draw(settings.pool, generator)
     arms = (
         make_arm("MAML", settings, seed, lam=0.0),
         make_arm("MAML + TRLearner", settings, seed, lam=settings.lam),
     )
     arms[1].regularizer.monitor = monitor
+    train_arms(arms, settings, seed, watch)
+    return arms
+
+
+def train_arms(arms: Sequence[Arm], settings: Settings, seed: int, watch: Watch) -> None:
+    """Any number of arms, on the same batches, one step each in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    pool = Sinusoids.draw(settings.pool, generator)
     for step in range(1, settings.steps + 1):
         tasks = pool.sample(settings.tasks, generator)
         batch = tasks.batch(settings.shots, settings.queries, generator)
         watch(step, arms, [meta_step(arm, batch, settings.clip) for arm in arms])
-    return arms
 
 
-def make_arm(name: str, settings: Settings, seed: int, lam: float) -> Arm:
-    """A learner, its regularizer and an optimizer for both."""
+def make_arm(name: str, settings: Settings, seed: int, lam: float, **options: Any) -> Arm:
+    """A learner, its regularizer (with further options), and an optimizer for both."""
     learner = tr.MAML(
         network(seed), lr=settings.inner_lr, steps=settings.inner_steps, engine="batched"
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = tr.LabelledEncoder(None, dim=settings.dim, features=1, targets=1)
-    regularizer = tr.TRLearner(
-        encoder, lam=lam, loss_fn=mse_loss, generator=torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    regularizer = tr.TRLearner(encoder, lam=lam, loss_fn=mse_loss, generator=generator, **options)
     parameters = [*learner.parameters(), *regularizer.parameters()]
     return Arm(name, learner, regularizer, torch.optim.Adam(parameters, lr=settings.outer_lr))
 
 
 def meta_step(arm: Arm, batch: tr.TaskBatch, clip: float) -> tr.Output:
     """One outer step of an arm, timed."""
-    start = time.perf_counter()
+    start = arm.clock()
     arm.optimizer.zero_grad()
     out: tr.Output = arm.regularizer(arm.learner, batch)
     out.loss.backward()
@@ -114,7 +121,7 @@ def meta_step(arm: Arm, batch: tr.TaskBatch, clip: float) -> tr.Output:
     torch.nn.utils.clip_grad_norm_(arm.learner.parameters(), clip)
     torch.nn.utils.clip_grad_norm_(arm.regularizer.parameters(), clip)
     arm.optimizer.step()
-    arm.seconds.append(time.perf_counter() - start)
+    arm.seconds.append(arm.clock() - start)
     return out
 
 

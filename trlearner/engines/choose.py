@@ -147,7 +147,7 @@ def _decide(
         return "loop"
     convolutions = [m for m in learner.modules() if isinstance(m, _ConvNd)]
     if convolutions and samples.x.device.type == "cpu":
-        heavy = seen * _work(learner, samples, loss_fn) > HEAVY
+        heavy = seen * work(learner, samples, loss_fn) > HEAVY
         if heavy and any(isinstance(m, nn.Conv2d) for m in convolutions):
             return "channels_last" if _runs("channels_last", learner, samples, loss_fn) else "loop"
         if heavy and _adapts(learner, convolutions):
@@ -166,7 +166,7 @@ def _adapts(learner: TaskLearner, layers: Sequence[nn.Module]) -> bool:
     return any(id(p) in moved for layer in layers for p in layer.parameters())
 
 
-def _work(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> float:
+def work(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> float:
     """Floating-point operations of a forward pass, for each sample; counted once for each size."""
     known, size = _counted.setdefault(learner, {}), samples.x.shape[1:]
     if size not in known:
