@@ -1,7 +1,6 @@
 """The table of engines: what it shows is what was measured and what `choose` decides by."""
 
 import json
-from functools import partial
 
 import pytest
 from trlearner.experiments.bench import crossover, timing
@@ -10,10 +9,10 @@ from trlearner.engines import choose
 
 ROWS = {
     "images": crossover.small(2, 3, **crossover.TINY),
-    "no norm": crossover.Row(
-        lambda: crossover.without_norm(crossover.conv("", 1, tasks=2, **crossover.TINY)), True
+    "no norm": lambda: crossover.of_first_order(
+        crossover.without_norm(crossover.conv("", 1, tasks=2, **crossover.TINY))
     ),
-    "poses": crossover.Row(partial(crossover.pose, 16, 4, steps=1, tasks=2), first_order=True),
+    "poses": lambda: crossover.of_first_order(crossover.pose(16, 4, steps=1, tasks=2)),
 }
 
 

@@ -39,6 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "top_k=4": {"top_k": 4},
     "top_k=4, queries=0.3": {"top_k": 4, "queries": 0.3},
     "chunk_size=4": {"chunk_size": 4},
+    "head": {"head": "4"},
 }
 """Options of `TRLearner` by what the table calls them."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 from trlearner.experiments.bench import record, relation, timing
+from trlearner.experiments.bench.learners import fomaml
 from trlearner.experiments.bench.workload import Workload, conv, fingerprint, flat
 from trlearner.experiments.models.pose import pose_network
 
@@ -32,16 +33,16 @@ from trlearner.engines import choose
 BASE, ENGINES = "batched", ("loop", "channels_last", "batched")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A network and its tasks, and whether second derivatives are left out."""
-
-    workload: Callable[[], Workload]
-    first_order: bool = False
+Row = Callable[[], Workload]
 
 
 def small(steps: int, tasks: int = 4, **net: int) -> Row:
-    return Row(partial(conv, "", steps, tasks=tasks, **net))
+    return partial(conv, "", steps, tasks=tasks, **net)
+
+
+def of_first_order(workload: Workload) -> Workload:
+    """Without second derivatives."""
+    return replace(workload, make=fomaml)
 
 
 def without_norm(workload: Workload) -> Workload:
@@ -76,21 +77,21 @@ ROWS: dict[str, Row] = {
     "2 blocks of 4 filters, 16 × 16, BatchNorm, 5 + 5 samples, 1 step, T = 4": small(1, **TINY),
     "the same, T = 16": small(1, 16, **TINY),
     "3 blocks of 8, 28 × 28, BatchNorm, 5 + 15, 5 steps": small(5, queries=3, blocks=3, filters=8),
-    "3 blocks of 8, 32 × 32, no norm, 15 + 15, 5 steps of first order": Row(
-        lambda: without_norm(conv("", 5, **LIGHT)), first_order=True
+    "3 blocks of 8, 32 × 32, no norm, 15 + 15, 5 steps of first order": lambda: of_first_order(
+        without_norm(conv("", 5, **LIGHT))
     ),
     "4 blocks of 16, 28 × 28, BatchNorm, 5 + 15, 5 steps, T = 4": small(5, **MIDDLE),
     "4 blocks of 16, the same, T = 16": small(5, 16, **MIDDLE),
-    "pose network, 32 × 32, 16 filters, 10 + 10, 3 steps of first order, T = 8": Row(
-        partial(pose, 32, 16, 3, 8), first_order=True
+    "pose network, 32 × 32, 16 filters, 10 + 10, 3 steps of first order, T = 8": lambda: (
+        of_first_order(pose(32, 16, 3, 8))
     ),
     "Conv-4, 5 + 15, 5 steps": small(5, queries=3),
-    "pose network, 64 × 64, 32 filters, 1 step of first order, T = 4": Row(
-        partial(pose, 64, 32, 1, 4), first_order=True
+    "pose network, 64 × 64, 32 filters, 1 step of first order, T = 4": lambda: of_first_order(
+        pose(64, 32, 1, 4)
     ),
     "Conv-4, 25 + 75, 1 step": small(1, shots=5),
-    "fingerprint net, 10 + 20, 5 steps, T = 4": Row(partial(fingerprint, 4)),
-    "fingerprint net, the same, T = 64": Row(partial(fingerprint, 64)),
+    "fingerprint net, 10 + 20, 5 steps, T = 4": partial(fingerprint, 4),
+    "fingerprint net, the same, T = 64": partial(fingerprint, 64),
 }
 """By what the table calls them; T = 4 and second order where nothing else is said."""
 
@@ -103,19 +104,14 @@ def operations(learner: tr.Learner, workload: Workload) -> float:
 
 def measure(row: Row, rounds: int, budget: float) -> dict[str, Any]:
     """Operations, milliseconds of every engine, and what ``auto`` takes."""
-    workload = row.workload()
-
-    def make(net: nn.Sequential, workload: Workload, engine: str) -> tr.Learner:
-        rate, steps, first = workload.rate, workload.steps, row.first_order
-        return tr.MAML(net, lr=rate, steps=steps, first_order=first, engine=engine)
-
-    steps = {e: relation.step(make, workload, e, {"lam": 0.0}) for e in (*ENGINES, "auto")}
+    workload = row()
+    steps = {e: relation.step(workload, e, {"lam": 0.0}) for e in (*ENGINES, "auto")}
     taken = steps.pop("auto")().engine
     for step in steps.values():
         step()
     times = timing.measure(steps, rounds, budget, process_time)
     return {
-        "operations": operations(make(workload.net(), workload, "loop"), workload),
+        "operations": operations(workload.learner(workload.net(), "loop"), workload),
         "median_ms": {engine: t.median for engine, t in times.items()},
         "turns": {engine: len(t.milliseconds) for engine, t in times.items()},
         "auto": taken,

@@ -22,21 +22,18 @@ from typing import Any
 import torch
 from torch import nn
 from trlearner.experiments.bench import floor, record, timing
-from trlearner.experiments.bench.workload import OUTER_RATE, WORKLOADS, Workload, conv, sinusoid
+from trlearner.experiments.bench.workload import (
+    OUTER_RATE,
+    WORKLOADS,
+    Workload,
+    conv,
+    sinusoid,
+    with_learner,
+)
 
 import trlearner as tr
 
 ALONE = "learner alone"
-Make = Callable[[nn.Sequential, Workload, str], tr.Learner]
-
-
-def maml(net: nn.Sequential, workload: Workload, engine: str) -> tr.Learner:
-    return tr.MAML(net, lr=workload.rate, steps=workload.steps, engine=engine)
-
-
-def anil(net: nn.Sequential, workload: Workload, engine: str) -> tr.Learner:
-    head = str(len(net) - 1)
-    return tr.ANIL(net, head=head, lr=workload.rate, steps=workload.steps, engine=engine)
 
 
 @dataclass(frozen=True)
@@ -44,18 +41,16 @@ class Case:
     """A learner on tasks, and the settings to try.
 
     Attributes:
-        workload: Its tasks, network and encoder.
+        workload: Its learner, tasks, network and encoder.
         engine: Which is timed.
         counted: Which the work is counted on.
         settings: Options of `TRLearner` by what the table calls them.
-        make: The learner.
     """
 
     workload: Callable[[], Workload]
     engine: str
     counted: str
     settings: Mapping[str, Mapping[str, Any]]
-    make: Make = maml
 
 
 def few(top_k: int) -> dict[str, Any]:
@@ -78,49 +73,50 @@ def with_group_norm() -> Workload:
 FULL: dict[str, Any] = {"all models, all queries": {}}
 PART: dict[str, Any] = {"queries=0.3": {"queries": 0.3}}
 BOTH: dict[str, Any] = {"top_k=4, queries=0.3": {"top_k": 4, "queries": 0.3}}
+LAST = "the last layer"
+HEAD: dict[str, Any] = {"head": {"head": LAST}}
 CONV = {**FULL, **PART, **few(2), **few(1), "chunk_size=1": {"chunk_size": 1}}
-SMALL = {16: {**FULL, **PART, **few(4), **BOTH}, 64: {**FULL, **BOTH}}
+SMALL = {
+    16: {**FULL, **PART, **few(4), **BOTH, **HEAD},
+    64: {**FULL, **BOTH, **HEAD},
+}
 FEW = {**few(4), **few(2), **few(1)}
-LARGE: dict[tuple[str, str], dict[str, Any]] = {
-    # All models at once would keep 10 GB.
-    ("conv4-16tasks", ""): {"all models, all queries, chunk_size=1": {"chunk_size": 1}, **FEW},
-    ("conv4-16tasks", ", ANIL"): {**FULL, **FEW},
-    ("conv4-84", ""): {**FULL, **few(2), **few(1)},
-    ("conv4-84", ", ANIL"): {**FULL, **few(2), **few(1)},
+# All models at once would keep 10 GB.
+CHUNKED: dict[str, Any] = {"all models, all queries, chunk_size=1": {"chunk_size": 1}}
+WITH_FEWER: dict[str, Any] = {"top_k=2, queries=0.3": {"top_k": 2, "queries": 0.3}}
+IMAGES: dict[str, tuple[Callable[[], Workload], Mapping[str, Any]]] = {
+    "conv4-1step": (WORKLOADS["conv4-1step"], {**CONV, **HEAD}),
+    "conv4-1step, GroupNorm": (with_group_norm, {**CONV, **WITH_FEWER, **HEAD}),
+    "ANIL on conv4-1step": (WORKLOADS["ANIL on conv4-1step"], CONV),
+    "conv4-16tasks": (WORKLOADS["conv4-16tasks"], {**CHUNKED, **FEW, **HEAD}),
+    "ANIL on conv4-16tasks": (
+        partial(with_learner, "ANIL", WORKLOADS["conv4-16tasks"]),
+        {**FULL, **FEW},
+    ),
+    "conv4-84": (WORKLOADS["conv4-84"], {**FULL, **few(2), **few(1), **HEAD}),
+    "ANIL on conv4-84": (
+        partial(with_learner, "ANIL", WORKLOADS["conv4-84"]),
+        {**FULL, **few(2), **few(1)},
+    ),
 }
 CASES: dict[str, Case] = {
     **{
         f"sinusoid-{n}": Case(partial(sinusoid, n), "compiled", "loop", SMALL.get(n, BOTH))
         for n in (16, 64, 128, 256, 512)
     },
-    "conv4-1step": Case(
-        partial(conv, "conv4-1step", steps=1), "channels_last", "channels_last", CONV
-    ),
-    "conv4-1step, GroupNorm": Case(
-        with_group_norm,
-        "channels_last",
-        "channels_last",
-        {**CONV, "top_k=2, queries=0.3": {"top_k": 2, "queries": 0.3}},
-    ),
-    "conv4-1step, ANIL": Case(
-        partial(conv, "conv4-1step", steps=1), "channels_last", "channels_last", CONV, anil
-    ),
     **{
-        f"{name}{learner}": Case(
-            WORKLOADS[name], "channels_last", "channels_last", LARGE[name, learner], make
-        )
-        for name in ("conv4-16tasks", "conv4-84")
-        for learner, make in (("", maml), (", ANIL", anil))
+        name: Case(workload, "channels_last", "channels_last", settings)
+        for name, (workload, settings) in IMAGES.items()
     },
 }
 
 
-def step(
-    make: Make, workload: Workload, engine: str, options: Mapping[str, Any]
-) -> Callable[[], tr.Output]:
+def step(workload: Workload, engine: str, options: Mapping[str, Any]) -> Callable[[], tr.Output]:
     """A whole meta-step with these options."""
     net = workload.net()
-    learner = make(net, workload, engine)
+    learner = workload.learner(net, engine)
+    if options.get("head") == LAST:
+        options = {**options, "head": str(len(net) - 1)}
     reg = tr.TRLearner(
         encoder=workload.encoder(net),
         loss_fn=workload.loss,
@@ -148,10 +144,10 @@ def measure(case: Case, rounds: int, budget: float) -> dict[str, dict[str, float
     settings: dict[str, Mapping[str, Any]] = {ALONE: {"lam": 0.0}, **case.settings}
     steps, flops = {}, {}
     for name, options in settings.items():
-        counted = step(case.make, workload, case.counted, options)
+        counted = step(workload, case.counted, options)
         counted()  # settles what a first step settles
         flops[name] = floor.count(counted).flops
-        steps[name] = step(case.make, workload, case.engine, options)
+        steps[name] = step(workload, case.engine, options)
         steps[name]()
     times = timing.measure(steps, rounds, budget, time.process_time)
     alone = times[ALONE].median, flops[ALONE]
