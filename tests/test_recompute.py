@@ -19,6 +19,7 @@ import trlearner as tr
 from contracts import close
 from test_channels_last import batch as images
 from trlearner.sampler.look import looking_engine
+from trlearner.sampler.lookahead import lookahead
 
 AGAIN = ("loop", "channels_last", "batched")
 TIGHT = 1e-9
@@ -174,6 +175,17 @@ def test_the_gradient_of_the_meta_gradient() -> None:
     for one, other in zip(*found, strict=True):
         assert one.abs().max() > 1e-8
         close(other, one, TIGHT)
+
+
+def test_a_look_ahead_sees_the_same() -> None:
+    """Which goes back through the meta-gradient, and watches the inner loop."""
+    batch, found = contracts.regression_batch(tasks=5), []
+    w = torch.full((3,), 1 / 3, dtype=torch.float64)
+    for recompute in (False, True):
+        learner = learner_of(2, recompute)
+        found.append(lookahead("batched", learner, batch[:3], batch[3:], w, mse_loss, lr=0.1))
+    assert found[0].abs().max() > 1e-8
+    close(*found, TIGHT)
 
 
 def test_autocast_is_as_it_was_in_the_step() -> None:
