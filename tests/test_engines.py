@@ -11,7 +11,14 @@ from contracts import ENGINES, HIDDEN, INPUTS, LEARNERS, OUTPUTS, close
 TIGHT = 1e-9
 DIFFERENCES = 1e-6
 
-CELLS = [(name, first) for name in LEARNERS for first in (False, True)]
+ORDERS = ("second", "first", "recompute")
+CELLS = [
+    (engine, name, order)
+    for engine in ENGINES
+    for name in LEARNERS
+    for order in ORDERS
+    if order != "recompute" or engine in ("loop", "channels_last", "batched")
+]
 
 
 def labelled(seed: int = 3) -> tr.LabelledEncoder:
@@ -32,11 +39,11 @@ def agree(out: tr.Output, expected: contracts.Truth) -> None:
     close(out.weights, expected.weights, TIGHT)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("name", "first_order"), CELLS)
-def test_engine_equals_reference(engine: str, name: str, first_order: bool) -> None:
-    model, batch = contracts.net(), contracts.regression_batch()
-    learner = contracts.learner(name, model, engine, first_order=first_order)
+@pytest.mark.parametrize(("engine", "name", "order"), CELLS)
+def test_engine_equals_reference(engine: str, name: str, order: str) -> None:
+    model, batch, first_order = contracts.net(), contracts.regression_batch(), order == "first"
+    options = {"first_order": first_order, "recompute": order == "recompute"}
+    learner = contracts.learner(name, model, engine, **options)
     reg = regularizer(tr.InputEncoder(model.body, dim=HIDDEN), normalize="softmax", temperature=0.5)
     out = reg(learner, batch)
     expected = contracts.truth(

@@ -21,6 +21,7 @@ from trlearner.engines.choose import (
     ENGINES,
     SELF_CHOSEN,
     candidates,
+    recomputes,
     settle,
     settled,
     without_graph,
@@ -371,7 +372,8 @@ class TRLearner(nn.Module):
                     torch.cuda.synchronize(loss.device)
 
         masked = batch.support.mask is not None or batch.query.mask is not None
-        settle(learner, fastest(once, candidates(learner, masked), self.planned_steps))
+        planned = None if recomputes(learner) else self.planned_steps  # without, no graph is tried
+        settle(learner, fastest(once, candidates(learner, masked), planned))
         return learner.check(batch.support, self.loss_fn, batch.query)
 
     def _draw_queries(self, query: Samples) -> Tensor | None:

@@ -68,9 +68,11 @@ def choose(
         ValueError: There is no such engine, or it cannot run these samples.
     """
     check_name(name)
+    check_recompute(learner, name)
     if name in SELF_CHOSEN:
         settled = _settled.get(learner)
-        if settled is None or (masked and learner.couples_samples()):
+        unfit = settled in compiled.NAMES and recomputes(learner)  # which may have been set since
+        if settled is None or unfit or (masked and learner.couples_samples()):
             seen = samples.x.shape[1] if seen is None else seen
             settled = _decide(learner, samples, loss_fn, masked, planned_steps, seen)
         name = settled
@@ -104,6 +106,28 @@ def check_name(name: str) -> None:
         raise ValueError(
             f"engine must be 'auto', 'tune' or one of {sorted(ENGINES)}, got {name!r}."
         )
+
+
+def recomputes(learner: TaskLearner) -> bool:
+    """Whether the learner's inner steps are to be computed again in the backward pass."""
+    return bool(getattr(learner, "recompute", False))
+
+
+def check_recompute(learner: TaskLearner, name: str) -> None:
+    """Refuse an engine that cannot compute inner steps again, where that is asked for.
+
+    Raises:
+        ValueError: With the ways out.
+    """
+    if not recomputes(learner) or name not in (higher.ENGINE.name, *compiled.NAMES):
+        return
+    why = "makes one graph of all inner steps"
+    if name == higher.ENGINE.name:
+        why = "leaves the inner loop to the higher package, which keeps every step"
+    raise ValueError(
+        f"engine={name!r} {why}, so it cannot do what recompute=True asks for. Use engine='auto', 'tune', "
+        "'batched', 'loop' or 'channels_last', or recompute=False."
+    )
 
 
 def check_loss(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> None:
@@ -154,8 +178,8 @@ def _decide(
             return "loop"
     if not _runs("batched", learner, samples, loss_fn):
         return "loop"
-    compiles = torch.is_grad_enabled() and (planned_steps or 0) >= compiled.PAYS
-    return "compiled" if compiles else "batched"
+    pays = (planned_steps or 0) >= compiled.PAYS and not recomputes(learner)
+    return "compiled" if pays and torch.is_grad_enabled() else "batched"
 
 
 def _adapts(learner: TaskLearner, layers: Sequence[nn.Module]) -> bool:

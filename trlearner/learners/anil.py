@@ -23,6 +23,7 @@ class ANIL(GradientLearner):
         steps: Inner steps.
         first_order: Treat inner gradients as constants.
         engine: As in `MAML`.
+        recompute: As in `MAML`.
 
     Raises:
         ValueError: The model has no such head, or the head is not the last thing it does.
@@ -36,8 +37,11 @@ class ANIL(GradientLearner):
         steps: int = 5,
         first_order: bool = False,
         engine: str = "auto",
+        recompute: bool = False,
     ) -> None:
-        super().__init__(model, steps=steps, first_order=first_order, engine=engine)
+        super().__init__(
+            model, steps=steps, first_order=first_order, engine=engine, recompute=recompute
+        )
         check_name(model, head)
         self.head = head
         if not self.trainable(head + "."):

@@ -21,6 +21,9 @@ class MAML(GradientLearner):
         first_order: Treat inner gradients as constants (FOMAML).
         engine: ``"auto"``, ``"tune"``, ``"higher"``, ``"loop"``, ``"channels_last"``, ``"batched"`` or
             ``"compiled"``.
+        recompute: Compute each inner step again in the backward pass, in place of keeping its
+            activations: less memory, more time, the same gradient. It has no effect where no graph is
+            kept (``first_order``, ``torch.no_grad()``).
 
     Example:
         >>> MAML(nn.Linear(1, 1), lr={"": [0.1, 0.05], "bias": 0.01}, steps=2).steps
@@ -34,8 +37,11 @@ class MAML(GradientLearner):
         steps: int = 5,
         first_order: bool = False,
         engine: str = "auto",
+        recompute: bool = False,
     ) -> None:
-        super().__init__(model, steps=steps, first_order=first_order, engine=engine)
+        super().__init__(
+            model, steps=steps, first_order=first_order, engine=engine, recompute=recompute
+        )
         check_rates(lr, [name for name, _ in model.named_parameters()])
         self.lr = lr
 

@@ -29,6 +29,7 @@ class MetaSGD(GradientLearner):
             for each parameter tensor (MAML++).
         per_step: Learn rates for each of the `steps` separately; steps beyond repeat the last.
         engine: As in `MAML`.
+        recompute: As in `MAML`.
 
     Example:
         >>> learner = MetaSGD(nn.Linear(2, 1), lr=0.1, steps=3, per="layer", per_step=True)
@@ -45,8 +46,11 @@ class MetaSGD(GradientLearner):
         per: Literal["element", "layer"] = "element",
         per_step: bool = False,
         engine: str = "auto",
+        recompute: bool = False,
     ) -> None:
-        super().__init__(model, steps=steps, first_order=first_order, engine=engine)
+        super().__init__(
+            model, steps=steps, first_order=first_order, engine=engine, recompute=recompute
+        )
         if per not in ("element", "layer"):
             raise ValueError(f"per must be 'element' or 'layer', got {per!r}.")
         check_rates(lr, [name for name, _ in model.named_parameters()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import weakref
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from trlearner import functional
 from trlearner.engines import compiled
 from trlearner.engines.choose import ENGINES, TOGETHER, check_loss, check_name, choose
 from trlearner.learners.adapted import Adapted
+from trlearner.recompute import recomputed
 from trlearner.samples import Samples
 from trlearner.seam import Engine, InnerLoop
 from trlearner.types import Fast, LossFn, State
@@ -185,6 +187,9 @@ class GradientLearner(Learner, abc.ABC):
         steps: Inner steps.
         first_order: Treat inner gradients as constants (FOMAML).
         engine: As in `Learner`.
+        recompute: Keep only what each inner step starts from and compute the step again in the backward pass:
+            memory then grows with steps x parameters, no longer with steps x activations. It changes no
+            result, and nothing at all where no graph is kept (``first_order``, ``torch.no_grad()``).
     """
 
     def __init__(
@@ -194,9 +199,11 @@ class GradientLearner(Learner, abc.ABC):
         steps: int,
         first_order: bool = False,
         engine: str = "auto",
+        recompute: bool = False,
     ) -> None:
         super().__init__(model, steps=steps, engine=engine)
         self.first_order = first_order
+        self.recompute = recompute
 
     @abc.abstractmethod
     def start(self, state: State) -> Fast:
@@ -208,15 +215,21 @@ class GradientLearner(Learner, abc.ABC):
 
     def inner(self, state: State, loop: InnerLoop) -> Fast:
         """``loop.steps`` steps down the gradient of the support loss."""
-        fast = {name: loop.spread(value) for name, value in self.start(state).items()}
-        for step in range(loop.steps):
+
+        def move(fast: Fast, step: int) -> Fast:
             gradients = loop.gradient(fast, self.first_order)
-            fast = {
+            return {
                 name: value
                 if (g := gradients[name]) is None
                 else value - self.rate(state, name, step) * g
                 for name, value in fast.items()
             }
+
+        again = self.recompute and not self.first_order and torch.is_grad_enabled()
+        fast = {name: loop.spread(value) for name, value in self.start(state).items()}
+        for step in range(loop.steps):
+            once = partial(move, step=step)
+            fast = recomputed(once, fast, state.values()) if again else once(fast)
         return fast
 
     def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:

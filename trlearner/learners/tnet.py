@@ -30,6 +30,7 @@ class TNet(GradientLearner):
         steps: Inner steps.
         first_order: Treat inner gradients as constants.
         engine: As in `MAML`.
+        recompute: As in `MAML`.
 
     Raises:
         ValueError: The model has no layer to transform.
@@ -47,8 +48,11 @@ class TNet(GradientLearner):
         steps: int = 5,
         first_order: bool = False,
         engine: str = "auto",
+        recompute: bool = False,
     ) -> None:
-        super().__init__(model, steps=steps, first_order=first_order, engine=engine)
+        super().__init__(
+            model, steps=steps, first_order=first_order, engine=engine, recompute=recompute
+        )
         check_rates(lr, [name for name, _ in model.named_parameters()])
         self.lr = lr
         self.transforms = nn.ParameterDict()

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from trlearner.batch import TaskBatch
 from trlearner.encoders.extractor import Extractor
 from trlearner.engines import compiled
-from trlearner.engines.choose import ENGINES, without_graph
+from trlearner.engines.choose import ENGINES, check_recompute, recomputes, without_graph
 from trlearner.functional import random_state_kept
 from trlearner.learners.protocol import Learner
 from trlearner.sampler.evidence import NORM, Watched, support_features
@@ -151,12 +151,14 @@ def looking_engine(kind: str, engine: Engine, learner: Learner) -> Engine:
 
     ``"auto"`` replays a trace, or runs a compiled graph where the step does, where a step is many small
     operations: that halves the work that is Python's. Where models convolve a graph would save next to
-    nothing and take minutes to make; on a CPU it is then one task after the other.
+    nothing and take minutes to make; on a CPU it is then one task after the other. No graph is made of a
+    learner with ``recompute``.
     """
+    check_recompute(learner, kind)
     if kind in compiled.NAMES:
         return ENGINES[kind]
     eager = eager_engine(engine)
-    if kind == "eager":
+    if kind == "eager" or recomputes(learner):
         return eager
     if convolves(learner):
         there = any(p.is_cuda for p in learner.parameters())
