@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from trlearner.functional import take
@@ -37,3 +39,25 @@ def questions(
     if learner.couples_samples():
         return Questions(chosen, features, query.mask, choice)
     return Questions(chosen, take(features, choice), chosen.mask, None)
+
+
+def query_keys(share: float, tasks: int, total: int, generator: torch.Generator) -> Tensor | None:
+    """A random number for each query ``[tasks, queries]``; ``None`` where all are used.
+
+    Args:
+        share: Of each task's queries that is used.
+        tasks: How many there are.
+        total: Of queries of each task.
+        generator: Draws.
+    """
+    if math.ceil(share * total) == total:
+        return None
+    return torch.rand(tasks, total, generator=generator, device=generator.device)
+
+
+def choose_queries(share: float, keys: Tensor, query: Samples) -> Tensor:
+    """The share of queries with the lowest keys ``[tasks, chosen]``, real ones first."""
+    keys = keys.to(query.x.device)
+    if query.mask is not None:
+        keys = torch.where(query.mask, keys, 2.0)
+    return keys.argsort(1)[:, : math.ceil(share * query.x.shape[1])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trlearner.batch import TaskBatch
+from trlearner.check_call import check_call
 from trlearner.collect import Collected
 from trlearner.consistency import Mixture, Normalize, mixture_kind
 from trlearner.encoders.extractor import Extractor
@@ -29,11 +29,11 @@ from trlearner.engines.choose import (
 from trlearner.engines.graph import NotCompilable
 from trlearner.engines.tune import fastest
 from trlearner.functional import random_state, random_state_kept, set_random_state, tensors
-from trlearner.head import check_learner
 from trlearner.learners.protocol import Learner
 from trlearner.meta_step import PREFIX, described, meta_step, relation_term, state_of_loss
 from trlearner.options import OPTIONS, Align, ChunkSize, check_options
 from trlearner.output import Draws, Output, Term
+from trlearner.questions import choose_queries, query_keys
 from trlearner.regularized import Regularized
 from trlearner.relation import TaskRelation, relation_matrix
 from trlearner.sampler.sampler import TaskSampler
@@ -377,22 +377,10 @@ class TRLearner(nn.Module):
         return learner.check(batch.support, self.loss_fn, batch.query)
 
     def _draw_queries(self, query: Samples) -> Tensor | None:
-        """Which queries of each task to use ``[tasks, chosen]``, real ones first."""
-        keys = self.query_keys(*query.x.shape[:2])
-        return None if keys is None else self.choose_queries(keys, query)
-
-    def query_keys(self, tasks: int, total: int) -> Tensor | None:
-        """A random number for each query ``[tasks, queries]``; ``None`` where all are used."""
-        if math.ceil(self.queries * total) == total:
-            return None
-        return torch.rand(tasks, total, generator=self.generator, device=self.generator.device)
-
-    def choose_queries(self, keys: Tensor, query: Samples) -> Tensor:
-        """The queries with the lowest keys ``[tasks, chosen]``, real ones first."""
-        keys = keys.to(query.x.device)
-        if query.mask is not None:
-            keys = torch.where(query.mask, keys, 2.0)
-        return keys.argsort(1)[:, : math.ceil(self.queries * query.x.shape[1])]
+        """Which queries of each task to use ``[tasks, chosen]``, real ones first; ``None`` for all."""
+        tasks, total = query.x.shape[:2]
+        keys = query_keys(self.queries, tasks, total, self.generator)
+        return None if keys is None else choose_queries(self.queries, keys, query)
 
     def check_options(self) -> None:
         """Refuse options that make no sense; they may have been set anew.
@@ -414,38 +402,8 @@ class TRLearner(nn.Module):
             TypeError: Naming what is of a wrong kind.
             ValueError: Naming what does not fit.
         """
-        if not isinstance(learner, Learner):
-            raise TypeError(
-                f"learner must be a trlearner Learner such as tr.MAML(model), got "
-                f"{type(learner).__name__}. reg(learner, batch) takes the learner first."
-            )
-        if not isinstance(batch, TaskBatch):
-            raise TypeError(
-                f"batch must be a TaskBatch, got {type(batch).__name__}. Build one with "
-                "tr.TaskBatch(support=(xs, ys), query=(xq, yq))."
-            )
-        if self.lam == 0:
-            return
-        mixture_kind(self.mixture, batch.query.y, self.normalize)
-        if self.head is not None:
-            check_learner(learner, self.head, batch.support, self.loss_fn)
-        if self.align == "hungarian" and learner.engine in compiled.NAMES:
-            raise ValueError(
-                f"align='hungarian' cannot be part of a graph, which engine={learner.engine!r} needs. "
-                "Use align='sinkhorn' or engine='batched'."
-            )
-        if self.align != "none" and batch.ways is None:
-            raise ValueError(
-                f"align={self.align!r} needs the number of classes: build TaskBatch(..., ways=5)."
-            )
-        tasks = len(batch) if tasks is None else tasks
-        if tasks == 1:
-            self._warn("a batch of one task has no neighbours: its relation loss is 0.")
-        if tasks == 2:
-            self._warn(
-                "in a batch of two tasks each is the other's only neighbour: all weights are 1 and "
-                "the relations learn nothing. Use three tasks or more."
-            )
+        for concern in check_call(self, learner, batch, self.lam != 0, tasks):
+            self._warn(concern)
 
     def _adopt(self, sampler: TaskSampler) -> None:
         """A sampler that was told no loss judges tasks by this one."""

@@ -31,7 +31,7 @@ from trlearner.meta_step import (
     state_of_loss,
 )
 from trlearner.output import Output
-from trlearner.questions import questions
+from trlearner.questions import choose_queries, questions
 from trlearner.regularizer import TRLearner
 from trlearner.samples import Samples
 from trlearner.seam import Engine
@@ -141,7 +141,8 @@ class RankStep:
             choice = None
             if plan.keys is not None:
                 first = sum(plan.counts[: self.ranks.rank])
-                choice = reg.choose_queries(plan.keys[first : first + len(batch)], query)
+                keys = plan.keys[first : first + len(batch)]
+                choice = choose_queries(reg.queries, keys, query)
             chosen, features, mask, later = questions(asking(reg, learner), query, features, choice)
             embeddings = described(reg, engine, learner, state, batch, fast)
             prototypes = prototypes_of(reg, learner, state, batch)
