@@ -34,7 +34,7 @@ from trlearner.experiments.checkpoint import write_json
 import trlearner as tr
 
 # A chunk or a top_k of 0 is none.
-BASE = {
+BASE: dict[str, Any] = {
     "net": "sinusoid",
     "tasks": 16,
     "steps": 5,
@@ -48,7 +48,7 @@ BASE = {
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
 NEAREST = {"top_k": 4, "queries": 0.3, "chunk": 1}
 CONV = {"net": "conv", "tasks": 8, "hidden": 32, "chunk": 1}
-PANELS = {
+PANELS: dict[str, list[dict[str, Any]]] = {
     "tasks": [
         *({**BASE, "tasks": tasks} for tasks in (16, 64, 256, 1024, 4096)),
         *({**BASE, "tasks": tasks, "chunk": 64} for tasks in (16, 64, 256, 1024)),
@@ -104,7 +104,7 @@ def prepared(case: dict[str, Any]) -> Callable[[], None]:
     return lambda: reg(learner, work.batch).loss.backward()
 
 
-def measured(case: dict[str, int], limit: float) -> dict[str, Any]:
+def measured(case: dict[str, Any], limit: float) -> dict[str, Any]:
     """The same in a process of its own, which may have so many GiB of addresses."""
     bound = int(limit * 2**30)
     environment = {n: value for n, value in os.environ.items() if n not in RETURNED}
