@@ -66,7 +66,7 @@ def test_what_is_there_is_not_measured_again(
     memory.main(["--out", str(out), "--limit", "24"])
     assert {(c["tasks"], c["chunk"]) for c in measured} == {
         *((256, chunk) for chunk in (64, 8, 1)),
-        *((4096, chunk) for chunk in (0, 1)),
+        *((4096, chunk) for chunk in (0, 8, 1)),
     }
     found = json.loads(out.read_text())["rows"]
     assert old in found and big not in found and gone not in found
