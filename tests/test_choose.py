@@ -91,6 +91,23 @@ def test_auto_is_channels_last_where_large_convolutions_adapt_on_a_cpu(kind, hea
     )
 
 
+@pytest.mark.parametrize(("hidden", "expected"), [(300, "batched"), (400, "loop")])
+def test_auto_is_loop_where_a_megabyte_of_parameters_adapts_on_a_cpu(hidden, expected):
+    wide = nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, hidden)).double()
+    head = nn.Linear(hidden, 1).double()
+    learner = tr.MAML(nn.Sequential(wide, head))
+    batch = regression()
+    assert learner.check(batch.support, F.mse_loss).name == expected
+    assert learner.check(batch.support, F.mse_loss, planned_steps=10**6).name == (
+        "compiled" if expected == "batched" else "loop"
+    )
+    # What stays as it is does not count.
+    assert (
+        tr.ANIL(nn.Sequential(wide, head), head="1").check(batch.support, F.mse_loss).name
+        == "batched"
+    )
+
+
 def test_queries_count_as_well():
     # 4 support samples and 4 queries, of 2 * 9 * 9 * 2 + 18 * 2 * 2 = 396 operations each
     at = {}

@@ -90,8 +90,11 @@ ROWS: dict[str, Row] = {
         pose(64, 32, 1, 4)
     ),
     "Conv-4, 25 + 75, 1 step": small(1, shots=5),
-    "fingerprint net, 10 + 20, 5 steps, T = 4": partial(fingerprint, 4),
-    "fingerprint net, the same, T = 64": partial(fingerprint, 64),
+    "fingerprint net of 100, 10 + 20, 5 steps, T = 4": partial(fingerprint, 4, 100),
+    "fingerprint net of 100, the same, T = 16": partial(fingerprint, 16, 100),
+    "fingerprint net of 200, T = 16": partial(fingerprint, 16, 200),
+    "fingerprint net of 500, T = 4": partial(fingerprint, 4),
+    "fingerprint net of 500, T = 64": partial(fingerprint, 64),
 }
 """By what the table calls them; T = 4 and second order where nothing else is said."""
 

@@ -108,14 +108,14 @@ def flat(net: nn.Module) -> nn.Sequential:
     return nn.Sequential(*net.features, net.head)
 
 
-def fingerprint(tasks: int) -> Workload:
+def fingerprint(tasks: int, hidden: int = 500) -> Workload:
     """Sparse fingerprints of 1024 bits, a linear target; sizes and rate of the preset ``drugs/csv``."""
     draw, (shots, queries) = torch.Generator().manual_seed(0), (10, 20)
     x = (torch.rand(tasks, shots + queries, 1024, generator=draw) < 0.05).float()
     y = x @ torch.randn(tasks, 1024, 1, generator=draw) / 7
     return Workload(
         name=f"fingerprint-{tasks}",
-        build=lambda: flat(FingerprintNet()),
+        build=lambda: flat(FingerprintNet(hidden=hidden)),
         batch=tr.TaskBatch((x[:, :shots], y[:, :shots]), (x[:, shots:], y[:, shots:])),
         loss=mse_loss,
         rate=0.05,

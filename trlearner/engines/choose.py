@@ -36,6 +36,9 @@ SELF_CHOSEN = ("auto", "tune")
 HEAVY = 2e8
 """Floating-point operations of one forward pass over all of a task's samples. From about so many on, a CPU is
 quicker with one task's convolutions at a time, channels-last, than with what ``vmap`` makes of all tasks'."""
+BULKY = 2**20
+"""Bytes of one task's adapted parameters. From about so many on, a CPU waits for memory, and one task's at a
+time stay nearer to it than all tasks'."""
 
 
 def choose(
@@ -52,8 +55,8 @@ def choose(
     ``"auto"`` is ``batched``, except that it is ``loop`` where layers couple samples and tasks are
     masked, and where the model cannot run under ``vmap``, which is tried once and reported;
     ``channels_last`` where convolutions are large and on a CPU (`HEAVY`), or ``loop`` where those are
-    not of images; and ``compiled`` where enough steps are planned. ``"tune"`` is what `settle` made of
-    it, until then as ``"auto"``.
+    not of images; ``loop`` where many parameters adapt on a CPU (`BULKY`); and ``compiled`` where
+    enough steps are planned. ``"tune"`` is what `settle` made of it, until then as ``"auto"``.
 
     Args:
         learner: Whose tasks are to run.
@@ -176,6 +179,8 @@ def _decide(
             return "channels_last" if _runs("channels_last", learner, samples, loss_fn) else "loop"
         if heavy and _adapts(learner, convolutions):
             return "loop"
+    if samples.x.device.type == "cpu" and _bytes(_moved(learner)) > BULKY:
+        return "loop"
     if not _runs("batched", learner, samples, loss_fn):
         return "loop"
     pays = (planned_steps or 0) >= compiled.PAYS and not recomputes(learner)
@@ -184,10 +189,19 @@ def _decide(
 
 def _adapts(learner: TaskLearner, layers: Sequence[nn.Module]) -> bool:
     """Whether a parameter of these layers adapts."""
-    if not isinstance(learner, GradientTaskLearner):
-        return False
-    moved = {id(tensor) for tensor in learner.start(learner.state()).values()}
+    moved = {id(tensor) for tensor in _moved(learner)}
     return any(id(p) in moved for layer in layers for p in layer.parameters())
+
+
+def _moved(learner: TaskLearner) -> list[Tensor]:
+    """What the inner loop moves, for one task."""
+    if not isinstance(learner, GradientTaskLearner):
+        return []
+    return list(learner.start(learner.state()).values())
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def work(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> float:

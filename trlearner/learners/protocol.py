@@ -169,6 +169,13 @@ class Learner(nn.Module, abc.ABC):
         return self.model(x)
 
 
+def _less(value: Tensor, rate: float | Tensor, gradient: Tensor) -> Tensor:
+    """``value - rate * gradient``; in one operation, where the rate is a number."""
+    if isinstance(rate, Tensor):
+        return value - rate * gradient
+    return torch.sub(value, gradient, alpha=rate)
+
+
 def check_steps(steps: int) -> None:
     """Refuse what is no number of inner steps.
 
@@ -221,7 +228,7 @@ class GradientLearner(Learner, abc.ABC):
             return {
                 name: value
                 if (g := gradients[name]) is None
-                else value - self.rate(state, name, step) * g
+                else _less(value, self.rate(state, name, step), g)
                 for name, value in fast.items()
             }
 
