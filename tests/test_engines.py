@@ -7,6 +7,7 @@ import contracts
 import reference
 import trlearner as tr
 from contracts import ENGINES, HIDDEN, INPUTS, LEARNERS, OUTPUTS, close
+from trlearner import rows
 
 TIGHT = 1e-9
 DIFFERENCES = 1e-6
@@ -192,3 +193,25 @@ def test_cross_predictions_are_each_model_on_each_task(engine: str) -> None:
         for i in range(4):
             close(crossed[j, i], reference.mlp(params, batch.query.x[i]), 1e-12)
     close(adapted(batch.query.x), torch.stack([crossed[i, i] for i in range(4)]), 1e-12)
+
+
+@pytest.mark.unchecked  # a check of types looks at entries
+@pytest.mark.parametrize("engine", ["loop", "channels_last", "higher"])
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"top_k": 2}])
+def test_engines_that_take_tasks_one_by_one_stack_no_parameters(engine, options, monkeypatch):
+    """A stack copies every parameter of every task."""
+    stacked = []
+
+    def spy(tasks, name):
+        stacked.append(name)
+        return torch.stack([task[name] for task in tasks.tasks])
+
+    monkeypatch.setattr(rows.Rows, "__getitem__", spy)
+    model = contracts.net()
+    learner = contracts.learner("maml", model, engine)
+    reg = tr.TRLearner(tr.InputEncoder(model.body, dim=contracts.HIDDEN), **options).double()
+    reg(learner, contracts.regression_batch()).loss.backward()
+    assert not stacked
+    fast = learner.adapt(contracts.regression_batch().support, reg.loss_fn).fast
+    assert fast["model.head.bias"].shape == (contracts.TASKS, contracts.OUTPUTS)
+    assert stacked == ["model.head.bias"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trlearner import functional
 from trlearner.engines import loop
+from trlearner.rows import unbound
 from trlearner.samples import Samples
 from trlearner.seam import InnerLoop, TaskLearner
 from trlearner.types import Fast, LossFn, State
@@ -103,7 +104,7 @@ def check_learner(learner: HasModel, head: str, support: Samples, loss_fn: LossF
         one = Samples(x[None], y[None], ways=support.ways)
         features = learner.embed(state, x)
         fast = loop.adapt(learner, state, features[None], one, loss_fn, 0)
-        model = {name: values[0] for name, values in fast.items()}
+        (model,) = unbound(fast)
         check_last(learner.model, head, lambda: learner.predict(state, model, features))
     checked.add(head)
 

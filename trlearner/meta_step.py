@@ -29,6 +29,7 @@ from trlearner.options import Align, ChunkSize
 from trlearner.output import Draws, Output, Term
 from trlearner.questions import questions
 from trlearner.relation import relation_matrix
+from trlearner.rows import part_of
 from trlearner.sampler.select import Select, select_samples
 from trlearner.samples import Samples
 from trlearner.seam import Engine, TaskLearner
@@ -213,7 +214,7 @@ def _mixture(
     kind = mixture_kind(settings.mixture, batch.query.y, settings.normalize)
 
     def ask(part: slice) -> Tensor:
-        some = {n: v[part] for n, v in fast.items()} if neighbours is None else fast
+        some = part_of(fast, part) if neighbours is None else fast
         who = None if neighbours is None else neighbours[part]
         found = engine.cross(asked_learner, state, some, asked.features, asked.mask, who)
         if asked.later is None:

@@ -7,7 +7,7 @@ from torch import Tensor
 State = Mapping[str, Tensor]
 """Every parameter and buffer of a learner (and of a regularizer), by name."""
 
-Fast = dict[str, Tensor]
+Fast = Mapping[str, Tensor]
 """What adaptation made of a task, by name; a learner's own business to read."""
 
 LossFn = Callable[[Tensor, Tensor], Tensor]

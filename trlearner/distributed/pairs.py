@@ -15,6 +15,7 @@ from trlearner.consistency import log_weights, nearest
 from trlearner.distributed.asked import Asked
 from trlearner.functional import take
 from trlearner.meta_step import Settings
+from trlearner.rows import number, part_of
 from trlearner.seam import Engine, TaskLearner
 from trlearner.types import Fast, State
 
@@ -59,16 +60,16 @@ def mixture_of(
         alignment: Of each pair ``[pairs, classes, classes]``, if classes are aligned.
     """
     total = len(whole.features)
-    own = len(next(iter(fast.values())))
+    own = number(fast)
     every = len(tasks) == total * own
 
     def ask(part: slice) -> Tensor:
         who, what, features, mask = models[part], tasks[part], whole.features, whole.mask
         if every:  # model by model, which each run once over all tasks
-            some = {n: v[part.start // total : part.stop // total] for n, v in fast.items()}
+            some = part_of(fast, slice(part.start // total, part.stop // total))
             says = engine.cross(learner, state, some, features, mask, None).flatten(0, 1)
         else:
-            some = {n: v[who] for n, v in fast.items()}
+            some = part_of(fast, who)
             mask = None if mask is None else mask[what]
             says = engine.predict(learner, state, some, features[what], mask)
         return says if whole.choice is None else take(says, whole.choice[what])

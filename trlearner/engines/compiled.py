@@ -106,7 +106,7 @@ def adapt(
     def function(given: dict[str, Tensor]) -> dict[str, Tensor]:
         samples, now = _samples("support", given, support.ways), _state(given)
         features = engine.embed(learner, now, samples.x, samples.mask)
-        return engine.adapt(learner, now, features, samples, loss_fn, steps)
+        return dict(engine.adapt(learner, now, features, samples, loss_fn, steps))
 
     return _graph(function, learner, engine, learner, inputs, support, facts)(inputs)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trlearner.engines import loop
 from trlearner.loss import task_loss
+from trlearner.rows import Rows
 from trlearner.samples import Samples
 from trlearner.seam import GradientTaskLearner, TaskLearner
 from trlearner.types import Fast, LossFn, State
@@ -33,7 +34,7 @@ def adapt(
     """Each task's adaptation in turn, by `higher`: each entry ``[tasks, ...]``."""
     if not isinstance(learner, GradientTaskLearner):
         return loop.adapt(learner, state, features, support, loss_fn, steps)
-    return loop.stack_tasks(
+    return Rows(
         _adapt_task(learner, state, h, y, loss_fn, steps)
         for h, y in loop.real_samples(features, support)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from einops import rearrange
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trlearner.functional import per_task
 from trlearner.loss import task_loss
+from trlearner.rows import Rows, unbound
 from trlearner.samples import Samples
 from trlearner.seam import Engine, Gradients, InnerLoop, TaskLearner
 from trlearner.types import Fast, LossFn, State
@@ -28,8 +29,8 @@ def adapt(
     loss_fn: LossFn,
     steps: int,
 ) -> Fast:
-    """Each task's adaptation in turn, stacked: each entry ``[tasks, ...]``."""
-    return stack_tasks(
+    """Each task's adaptation in turn: each entry ``[tasks, ...]``."""
+    return Rows(
         _adapt_task(learner, state, h, y, support.ways, loss_fn, steps)
         for h, y in real_samples(features, support)
     )
@@ -39,7 +40,7 @@ def predict(
     learner: TaskLearner, state: State, fast: Fast, features: Tensor, mask: Tensor | None
 ) -> Tensor:
     """Every model on its own task: ``[tasks, queries, ...]``."""
-    models = _unbind(fast)
+    models = unbound(fast)
     return per_task(
         lambda i, keep: learner.predict(state, models[i], features[i][keep]), mask, len(features)
     )
@@ -54,7 +55,7 @@ def cross(
     neighbours: Tensor | None,
 ) -> Tensor:
     """Every model on every task: ``[models, tasks, queries, ...]``."""
-    models, tasks = _unbind(fast), len(features)
+    models, tasks = unbound(fast), len(features)
     if neighbours is None and mask is None and not learner.couples_samples():
         queries = rearrange(features, "tasks queries ... -> (tasks queries) ...")
         rows = torch.stack([learner.predict(state, model, queries) for model in models])
@@ -117,12 +118,6 @@ def real_samples(features: Tensor, support: Samples) -> Iterator[tuple[Tensor, T
         yield features[i][keep], support.y[i][keep]
 
 
-def stack_tasks(adapted: Iterable[Fast]) -> Fast:
-    """One entry ``[tasks, ...]`` by name from one dict for each task."""
-    rows = list(adapted)
-    return {name: torch.stack([fast[name] for fast in rows]) for name in rows[0]}
-
-
 def _adapt_task(
     learner: TaskLearner,
     state: State,
@@ -146,12 +141,6 @@ def _adapt_task(
         gradient=lambda fast, first_order: gradients(loss_at, fast, first_order),
     )
     return learner.inner(state, lent)
-
-
-def _unbind(fast: Fast) -> list[Fast]:
-    # Not one by one: the way back of `values[j]` fills a tensor of all models' size for each of them.
-    rows = zip(*(values.unbind() for values in fast.values()), strict=True)
-    return [dict(zip(fast, row, strict=True)) for row in rows]
 
 
 ENGINE = Engine("loop", embed, adapt, predict, cross, loss)

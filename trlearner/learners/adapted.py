@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trlearner.rows import number
 from trlearner.samples import Samples
 from trlearner.seam import Engine, TaskLearner
 from trlearner.types import Fast, State
@@ -31,7 +32,7 @@ class Adapted:
         return self.runner.name
 
     def __len__(self) -> int:
-        return len(next(iter(self.fast.values())))
+        return number(self.fast)
 
     def __call__(self, x: Tensor | Samples, mask: Tensor | None = None) -> Tensor:
         """Every model on its own task's inputs ``[tasks, queries, ...]``.

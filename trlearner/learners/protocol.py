@@ -233,7 +233,7 @@ class GradientLearner(Learner, abc.ABC):
             }
 
         again = self.recompute and not self.first_order and torch.is_grad_enabled()
-        fast = {name: loop.spread(value) for name, value in self.start(state).items()}
+        fast: Fast = {name: loop.spread(value) for name, value in self.start(state).items()}
         for step in range(loop.steps):
             once = partial(move, step=step)
             fast = recomputed(once, fast, state.values()) if again else once(fast)

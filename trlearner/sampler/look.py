@@ -102,7 +102,7 @@ def _look(
 
     def adapt(*args) -> Fast:  # type: ignore[no-untyped-def]
         fast = engine.adapt(*args)
-        norms.append(fast.pop(NORM))
+        norms.append(fast[NORM])
         return fast
 
     telling = Engine(engine.name, engine.embed, adapt, engine.predict, engine.cross, engine.loss)
