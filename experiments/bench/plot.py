@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullLocator
 from trlearner.experiments import canvas
 from trlearner.experiments.bench.ours import ENGINES, PLAIN
 from trlearner.experiments.bench.peers import BASE, PEERS
@@ -84,12 +84,14 @@ def _floors(place: Axes, workloads: Mapping[str, Any], names: list[str]) -> None
             if name in workload["contenders"]
         }
         if points:
-            place.plot(
-                [*points.values()], [*points], **{**canvas.look(number), "ls": ""}, label=name
-            )
+            style = {**look(number, name), "ls": ""}
+            place.plot([*points.values()], [*points], label=name, **style)
     place.axvline(1, color="grey", lw=1)
     place.set_xscale("log")
+    place.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    place.xaxis.set_major_formatter("{x:g}")
+    place.xaxis.set_minor_locator(NullLocator())
     place.set_yticks(range(len(workloads)), [*workloads])
     place.invert_yaxis()
-    place.set(title="time over that of plain passes for as much work", xlabel="floor = 1")
+    place.set(title="time over the floor", xlabel="plain passes = 1")
     place.grid(alpha=0.3)
