@@ -175,7 +175,7 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         for i, (name, row) in enumerate(rows.items()):
             numbers = [row["median_ms"], row["ms_a_task"], row["times_alone"]]
             numbers += [row["work_times_alone"], row["over_its_work"]]
-            texts = " | ".join(f"{value:.3g}" for value in numbers)
+            texts = " | ".join(f"{v:.0f}" if v >= 1000 else f"{v:.3g}" for v in numbers)
             lines.append(f"| {case if i == 0 else ''} | {name} | {texts} |")
     return "\n".join(lines)
 
