@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,7 +13,7 @@ from trlearner import functional
 from trlearner.engines import loop
 from trlearner.rows import unbound
 from trlearner.samples import Samples
-from trlearner.seam import InnerLoop, TaskLearner
+from trlearner.seam import TaskLearner, Through
 from trlearner.types import Fast, LossFn, State
 
 
@@ -122,29 +121,17 @@ class HasModel(TaskLearner, Protocol):
         """The model's own parameters and buffers, by its own names."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
+class _Part(Through[HasModel]):
     """A part of what a learner's adapted models do; the rest is the learner's.
 
-    Attributes:
+    Args:
         learner: Whose models these are.
         head: Its model's head.
     """
 
-    learner: HasModel
-    head: str
-
-    def state(self) -> State:
-        return self.learner.state()
-
-    def modules(self) -> Iterator[nn.Module]:
-        return self.learner.modules()
-
-    def embed(self, state: State, x: Tensor) -> Tensor:
-        return self.learner.embed(state, x)
-
-    def inner(self, state: State, loop: InnerLoop) -> Fast:
-        return self.learner.inner(state, loop)
+    def __init__(self, learner: HasModel, head: str) -> None:
+        super().__init__(learner)
+        self.head = head
 
 
 class Body(_Part):
@@ -154,10 +141,6 @@ class Body(_Part):
         """What the head is handed ``[samples, ...]``."""
         learner = self.learner
         return before(learner.model, self.head, lambda: learner.predict(state, fast, features))
-
-    def couples_samples(self) -> bool:
-        """Whether the whole model's samples see each other."""
-        return self.learner.couples_samples()
 
 
 class Head(_Part):

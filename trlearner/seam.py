@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -68,6 +68,44 @@ class TaskLearner(Protocol):
 
     def couples_samples(self) -> bool:
         """Whether a sample's prediction depends on the others of its batch."""
+
+
+L = TypeVar("L", bound=TaskLearner)
+
+
+class Through(Generic[L]):
+    """A learner that does as another does; whoever derives from it says what differs.
+
+    Args:
+        learner: The other.
+    """
+
+    def __init__(self, learner: L) -> None:
+        self.learner = learner
+
+    def state(self) -> State:
+        """The learner's."""
+        return self.learner.state()
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The learner's."""
+        return self.learner.modules()
+
+    def embed(self, state: State, x: Tensor) -> Tensor:
+        """As the learner does it."""
+        return self.learner.embed(state, x)
+
+    def inner(self, state: State, loop: InnerLoop) -> Fast:
+        """As the learner does it."""
+        return self.learner.inner(state, loop)
+
+    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+        """As the learner does it."""
+        return self.learner.predict(state, fast, features)
+
+    def couples_samples(self) -> bool:
+        """Whether the learner does."""
+        return self.learner.couples_samples()
 
 
 @runtime_checkable

@@ -6,17 +6,17 @@ BatchNorm gets a second derivative that keeps that layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trlearner.engines import loop
 from trlearner.engines.batch_norm import CheapNorms
-from trlearner.seam import Engine, InnerLoop, TaskLearner
+from trlearner.seam import Engine, InnerLoop, TaskLearner, Through
 from trlearner.types import Fast, State
 
 
@@ -33,28 +33,16 @@ def laid_out(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
 
 
-@dataclass(frozen=True, eq=False)
-class _Laid:
+class _Laid(Through[TaskLearner]):
     """A learner whose images are laid out before it sees them."""
-
-    learner: TaskLearner
-
-    def state(self) -> State:
-        return self.learner.state()
-
-    def modules(self) -> Iterator[nn.Module]:
-        return self.learner.modules()
-
-    def couples_samples(self) -> bool:
-        return self.learner.couples_samples()
 
     def embed(self, state: State, x: Tensor) -> Tensor:
         with self._norms():
             return self.learner.embed(state, laid_out(x))
 
-    def inner(self, state: State, lent: InnerLoop) -> Fast:
+    def inner(self, state: State, loop: InnerLoop) -> Fast:
         # Else every step would bring filters and their gradients to one layout.
-        return self.learner.inner(state, replace(lent, spread=laid_out))
+        return self.learner.inner(state, replace(loop, spread=laid_out))
 
     def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
         with self._norms():

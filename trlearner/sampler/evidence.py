@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trlearner.encoders.extractor import Extractor
 from trlearner.learners.protocol import Learner
 from trlearner.sampler.registry import Evidence
 from trlearner.sampler.scores import difficulty
 from trlearner.samples import Samples
-from trlearner.seam import Engine, Gradients, InnerLoop
+from trlearner.seam import Engine, Gradients, InnerLoop, Through
 from trlearner.types import Fast, LossFn, State
 
 NORM = "support gradient's norm"
 """Where `Watched` puts it among what adapts."""
 
 
-class Watched:
+class Watched(Through[Learner]):
     """A learner whose adaptation also tells the norm of its first gradient; nothing is computed twice."""
-
-    def __init__(self, learner: Learner) -> None:
-        self.learner = learner
-
-    def state(self) -> State:
-        """The learner's."""
-        return self.learner.state()
-
-    def modules(self) -> Iterator[nn.Module]:
-        """The learner's."""
-        return self.learner.modules()
-
-    def embed(self, state: State, x: Tensor) -> Tensor:
-        """As the learner does it."""
-        return self.learner.embed(state, x)
 
     def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
         """As the learner does it."""
         return self.learner.predict(state, {n: t for n, t in fast.items() if n != NORM}, features)
-
-    def couples_samples(self) -> bool:
-        """Whether the learner does."""
-        return self.learner.couples_samples()
 
     def inner(self, state: State, loop: InnerLoop) -> Fast:
         """As the learner does it, with `NORM` beside what adapted."""
