@@ -86,7 +86,8 @@ def test_plug_in_blocks_run(peer: str, tmp_path, monkeypatch) -> None:  # type: 
     if peer == "lightning":  # whose trainer clears gradients at the end
         assert names["trainer"].global_step == 1
     else:
-        assert names["reg"].relation.weight.grad.norm() > 0
+        # Rounding alone leaves 1e-17 where relations are constant.
+        assert names["reg"].relation.weight.grad.norm() > 1e-9
 
 
 def test_every_plug_in_block_is_run() -> None:
