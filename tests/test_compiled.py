@@ -212,6 +212,7 @@ def test_batch_statistics_are_traced_and_buffers_left_alone() -> None:
 SLOW = [pytest.param(cell, marks=pytest.mark.slow) for cell in ("metasgd-masked", "maml-sinkhorn")]
 
 
+@pytest.mark.full
 @pytest.mark.unchecked
 @pytest.mark.parametrize("cell", ["maml", *SLOW])
 def test_inductor_equals_batched_within_rounding(cell: str, capfd) -> None:  # type: ignore[no-untyped-def]

@@ -50,6 +50,7 @@ def test_the_difference_is_paired_by_seed(finished):
     assert any(value != 0 for value in by_seed), "the term changed nothing"
 
 
+@pytest.mark.full
 def test_a_second_run_replaces_the_first_and_gives_the_same_numbers(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "again")
     demo.main([*QUICK, "--out", str(out)])
@@ -90,6 +91,7 @@ def test_the_last_point_of_the_curve_is_the_result(finished):
     assert last.value == pytest.approx(result, rel=1e-6)  # TensorBoard keeps float32
 
 
+@pytest.mark.full
 def test_interrupted_it_reports_the_finished_seed(monkeypatch, tmp_path, capsys):
     train, threads = comparison.train, torch.get_num_threads()
 

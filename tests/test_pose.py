@@ -60,6 +60,7 @@ def check(problem, splits=("train", "validation", "test", "shifted")):
     return names
 
 
+@pytest.mark.full
 def test_procedural(cache):
     names = check(build("pose/procedural", **SMALL))
     assert {split: len(found) for split, found in names.items()} == {
@@ -113,6 +114,7 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.mark.full
 def test_a_folder_of_meshes(cache, folder):
     names = check(build("pose/meshes", folder=folder, **SMALL))
     assert {split: len(found) for split, found in names.items()} == {
