@@ -26,6 +26,7 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.mark.full
 def test_both_arms_have_finite_numbers(finished):
     found = results(finished)
     assert found["seeds"] == [0, 1]
@@ -40,6 +41,7 @@ def test_both_arms_have_finite_numbers(finished):
         assert arm["milliseconds"] > 0
 
 
+@pytest.mark.full
 def test_the_difference_is_paired_by_seed(finished):
     found = results(finished)
     plain, related = (found["arms"][name] for name in ("MAML", "MAML + TRLearner"))
@@ -59,6 +61,7 @@ def test_a_second_run_replaces_the_first_and_gives_the_same_numbers(finished, tm
     assert len(list(out.glob("tensorboard/*/*tfevents*"))) == 4  # not eight
 
 
+@pytest.mark.full
 def test_pictures_are_written(finished):
     for name in ("functions.png", "relations.png"):
         content = (finished / name).read_bytes()
@@ -66,6 +69,7 @@ def test_pictures_are_written(finished):
         assert len(content) > 10_000
 
 
+@pytest.mark.full
 def test_tensorboard_holds_the_curves(finished):
     tags = {}
     for folder in (finished / "tensorboard").iterdir():
@@ -83,6 +87,7 @@ def test_tensorboard_holds_the_curves(finished):
     assert "relations/test" in tags["seed1-trlearner"]
 
 
+@pytest.mark.full
 def test_the_last_point_of_the_curve_is_the_result(finished):
     events = EventAccumulator(str(finished / "tensorboard" / "seed0-maml")).Reload()
     last = events.Scalars("test/mse")[-1]

@@ -480,6 +480,7 @@ def test_all_broken_layers_are_found_at_once():
     assert "1. fails: 1.inner, 5.inner\n" in text and "slow: 6 (compiled)" in text
 
 
+@pytest.mark.full
 def test_a_composite_answers_for_its_own_forward_only():
     class Outer(nn.Module):
         def __init__(self) -> None:
@@ -517,6 +518,7 @@ def test_a_shared_layer_is_named_once_with_all_its_names():
     assert found.layer == "1.inner (also 2.inner)"
 
 
+@pytest.mark.full
 def test_each_call_of_a_shared_layer_is_tried():
     """The second call only is small enough for the kernel without a second derivative."""
 
@@ -676,6 +678,7 @@ def test_tied_weights_are_no_obstacle():
 # ---- learners -----------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_anil_needs_second_derivatives_in_its_head_only():
     model = net(Attention())
     assert len(tr.doctor(tr.ANIL(model, head="2"), batch_of())) == 0
@@ -699,6 +702,7 @@ def test_anil_blames_its_head_and_not_its_body():
     }
 
 
+@pytest.mark.full
 def test_protonet_needs_no_second_derivative():
     y = torch.arange(SAMPLES).repeat(TASKS, 1) % 2
     x = torch.randn(TASKS, SAMPLES, 2)

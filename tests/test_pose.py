@@ -74,6 +74,7 @@ def test_procedural(cache):
     assert not families["train"] & families["shifted"]
 
 
+@pytest.mark.full
 def test_a_learner_learns_from_it(cache):
     problem = build("pose/procedural", **SMALL)
     network = problem.network()

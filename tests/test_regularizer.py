@@ -119,6 +119,7 @@ def test_chunks_change_nothing(engine: str, top_k: int | None, chunk: int) -> No
         close(found[key], wanted[key], EXACT)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("engine", contracts.EAGER)
 @pytest.mark.parametrize("options", [{}, {"align": "sinkhorn"}, {"align": "sinkhorn", "top_k": 3}])
 def test_chunks_change_nothing_for_classes(engine: str, options: dict[str, object]) -> None:

@@ -239,6 +239,7 @@ def test_a_finished_run_is_not_repeated_and_leaves_the_random_state(
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.full
 def test_without_the_relation_term_it_is_the_learner_alone(tmp_path: Path) -> None:
     """Settings of a relation layer that is not used change nothing but the name."""
     results = []
