@@ -10,7 +10,7 @@ ARGS ?=
 ALONE := easyfsl torchmeta
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types bench clean
+.PHONY: help demo test test-all test-slow lint types bench clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,10 +18,13 @@ help: ## List these targets
 demo: $(READY) ## See what the regularizer does
 	$(BIN)/python -m trlearner.experiments.demo $(ARGS)
 
-test: $(READY) ## Run the tests and doctests, shape checks on, two at a time
+test: $(READY) ## Run the first tier of tests and the doctests, shape checks on, two at a time
 	$(BIN)/pytest -n 2 $(ARGS)
 
-test-slow: $(READY) ## Run the tests that take minutes
+test-all: $(READY) ## Run every test but the slow ones
+	$(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+
+test-slow: $(READY) ## Run the tests that take minutes each
 	$(BIN)/pytest -n 2 -m slow $(ARGS)
 
 lint: $(READY) ## Check style and formatting

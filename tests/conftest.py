@@ -44,6 +44,21 @@ def pytest_ignore_collect(collection_path):
     return True if is_helper and inside else None
 
 
+ALL = pytest.StashKey[list[pytest.Item]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Keep what was collected before `-m` and `-k` choose from it; tests/test_tiers.py looks at it."""
+    config.stash[ALL] = list(items)
+
+
+@pytest.fixture
+def collected(request) -> list[pytest.Item]:
+    """Every test of the suite, of all tiers."""
+    return request.config.stash[ALL]
+
+
 @pytest.fixture(scope="session")
 def two() -> Iterator[Ranks]:
     """Two ranks; `two(case)` is what `case(rank, size)` returns on each."""

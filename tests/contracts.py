@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +16,17 @@ import trlearner as tr
 EAGER = ("higher", "loop", "channels_last", "batched")
 ENGINES = (*EAGER, "traced")
 LEARNERS = ("maml", "metasgd", "anil", "tnet")
+ENCODERS = ("input", "labelled", "update", "function")
+
+
+def later(*values: object) -> list[object]:
+    """Parameters of a test that only `make test-all` runs: each case like one that `make test` has."""
+    return [pytest.param(value, marks=pytest.mark.full) for value in values]
+
+
+BATCHED_FIRST = ("batched", *later(*(name for name in ENGINES if name != "batched")))
+"""All engines, for tests that may leave the others to `make test-all`."""
+
 TASKS, SUPPORT, QUERIES, INPUTS, HIDDEN, OUTPUTS = 4, 5, 6, 2, 5, 3
 
 
@@ -75,6 +87,20 @@ def learner(name: str, model: nn.Module, engine: str, **options: object) -> tr.L
         if not key.startswith("model."):
             p.data += 0.1 * torch.randn(p.shape, generator=g, dtype=p.dtype)
     return made
+
+
+def encoder(name: str, model: nn.Module) -> tr.Encoder:
+    """An encoder for `regression_batch`; equal parameters at every call."""
+    if name == "input":
+        return tr.InputEncoder(model.body, dim=HIDDEN)
+    if name == "update":
+        return tr.UpdateEncoder(dim=8)
+    g = torch.Generator().manual_seed(2)
+    if name == "function":
+        return tr.FunctionEncoder(torch.randn(3, INPUTS, generator=g).double(), outputs=OUTPUTS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return tr.LabelledEncoder(None, dim=4, features=INPUTS, targets=OUTPUTS, hidden=5).double()
 
 
 def gradients(loss: Tensor, *modules: nn.Module) -> dict[str, Tensor]:

@@ -69,6 +69,7 @@ def test_everyone_computes_the_same_gradient(name, workload):
     assert contender.error(found.gradient(), reference(variant)(exact)) < 1e-7
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("workload", LAYERED)
 @pytest.mark.parametrize("name", [*peers.PEERS, "channels_last", "batched"])
@@ -79,6 +80,7 @@ def test_on_networks_of_other_layers_too(name, workload):
     assert contender.error(found.gradient(), reference(ours.PLAIN)(exact)) < 1e-7
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", EAGER)
 def test_in_single_precision_too_and_steps_can_be_repeated(name):
@@ -109,6 +111,7 @@ def test_the_optimizer_moves_what_it_is_meant_to(name, monkeypatch):
     assert len(made) == 1 and all(moved)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", CURVES)
 def test_other_learners_have_no_peers_but_the_same_engines(name, monkeypatch):
     monkeypatch.setattr(timing, "TURN", 0.0)
@@ -305,6 +308,7 @@ def finished(tmp_path_factory):
     return results, printed.getvalue(), json.loads(path.read_text())
 
 
+@pytest.mark.full
 def test_workloads_are_added_to_a_file(finished):
     _, _, written = finished
     first, second = written["workloads"]
@@ -315,6 +319,7 @@ def test_workloads_are_added_to_a_file(finished):
     assert found["settings"] == written["settings"]
 
 
+@pytest.mark.full
 def test_every_row_is_there(finished):
     results, printed, written = finished
     rows = ["plain higher", "plain functional_call"]
@@ -330,6 +335,7 @@ def test_every_row_is_there(finished):
     ]  # milliseconds, times the floor
 
 
+@pytest.mark.full
 def test_the_file_holds_what_the_table_shows(finished):
     results, _, written = finished
     assert set(written["machine"]) == {"cpu", "cores", "threads", "system"}

@@ -29,6 +29,7 @@ def ran(tmp_path_factory):
     return first, json.loads(path.read_text()), printed.getvalue()
 
 
+@pytest.mark.full
 def test_the_table_has_every_setting_and_known_seeds_stay(ran):
     first, written, printed = ran
     seeds = written["seeds"]
@@ -40,6 +41,7 @@ def test_the_table_has_every_setting_and_known_seeds_stay(ran):
     )
 
 
+@pytest.mark.full
 def test_arms_are_those_of_the_demo(ran):
     arms = train(SMALL, 0, lambda *_: None)
     generator = torch.Generator().manual_seed(accuracy.TEST_SEED)
@@ -49,6 +51,7 @@ def test_arms_are_those_of_the_demo(ran):
         assert ran[0][name]["test_mse"] == accuracy.error_on(arm.learner, test)
 
 
+@pytest.mark.full
 def test_chunks_change_nothing_and_cheaper_terms_something(ran):
     for seed in ran[1]["seeds"]:
         assert seed[accuracy.ALONE]["cosines"] is None

@@ -27,6 +27,7 @@ def ran(tmp_path, monkeypatch, capsys):
     return json.loads(path.read_text())["cases"], capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_rows_are_added_to_the_file_and_tables_show_them(ran):
     written, printed = ran
     assert list(written) == list(ROWS)
@@ -40,6 +41,7 @@ def test_rows_are_added_to_the_file_and_tables_show_them(ran):
         assert float(cells[6]) == pytest.approx(ms[found["auto"]] / min(ms.values()), abs=5e-3)
 
 
+@pytest.mark.full
 def test_operations_are_those_of_a_forward_pass_by_hand(ran):
     # 10 samples: two 3 x 3 convolutions, 1 to 4 and 4 to 4 filters, and the head on 4 x 4 pixels
     convolutions = 2 * 9 * (16 * 16 * 4 + 8 * 8 * 4 * 4)
@@ -47,6 +49,7 @@ def test_operations_are_those_of_a_forward_pass_by_hand(ran):
     assert ran[0]["images"]["operations"] == ran[0]["no norm"]["operations"] == by_hand
 
 
+@pytest.mark.full
 def test_auto_takes_what_the_limit_says(ran):
     for found in ran[0].values():
         heavy = found["operations"] > 1e6

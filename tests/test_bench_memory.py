@@ -12,6 +12,7 @@ from trlearner.experiments.bench import memory
 LIMIT = 24.0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "case",
     [

@@ -37,6 +37,7 @@ def ran(tmp_path, monkeypatch, capsys):
     return json.loads(path.read_text()), capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_cases_are_added_to_the_file_and_the_table_has_them(ran):
     written, printed = ran
     assert list(written["cases"]) == ["curves", "images"]
@@ -50,6 +51,7 @@ def test_cases_are_added_to_the_file_and_the_table_has_them(ran):
             assert row["over_its_work"] == row["times_alone"] / row["work_times_alone"]
 
 
+@pytest.mark.full
 def test_asking_fewer_models_is_less_work(ran):
     rows = ran[0]["cases"]["curves"]
     assert rows[relation.ALONE]["flops"] < rows["top_k=1"]["flops"]

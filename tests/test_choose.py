@@ -67,7 +67,7 @@ def ran(learner: tr.Learner, batch: tr.TaskBatch, loss_fn=F.mse_loss) -> str:
     """The engine that both ways in name."""
     learner.double()
     adapted = learner.adapt(batch.support, loss_fn)
-    out = tr.TRLearner(encoder=tr.InputEncoder(None, dim=1), lam=0.0, loss_fn=loss_fn)
+    out = tr.TRLearner(encoder=tr.InputEncoder(None, dim=2), lam=0.0, loss_fn=loss_fn)
     assert out(learner, batch).engine == adapted.engine
     return adapted.engine
 

@@ -58,6 +58,7 @@ def test_one_graph_serves_all_steps_and_every_lambda(builds: list[str]) -> None:
     assert len(builds) == 1
 
 
+@pytest.mark.full
 def test_the_usual_training_loop_works_unchanged(builds: list[str]) -> None:
     """Accumulation, clipping, a schedule and any optimizer give what engine batched gives."""
     results = []
@@ -113,7 +114,8 @@ def test_changed_settings_are_traced_anew(builds: list[str]) -> None:
     assert len(builds) == 3
 
 
-def test_the_number_of_graphs_is_bounded() -> None:
+def test_the_number_of_graphs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "LIMIT", 2)
     learner, reg = traced(steps=1), regularizer()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -212,6 +214,7 @@ def test_batch_statistics_are_traced_and_buffers_left_alone() -> None:
 SLOW = [pytest.param(cell, marks=pytest.mark.slow) for cell in ("metasgd-masked", "maml-sinkhorn")]
 
 
+@pytest.mark.full
 @pytest.mark.unchecked
 @pytest.mark.parametrize("cell", ["maml", *SLOW])
 def test_inductor_equals_batched_within_rounding(cell: str, capfd) -> None:  # type: ignore[no-untyped-def]
@@ -287,6 +290,7 @@ def test_autocast_is_traced_anew(builds: list[str]) -> None:
     assert len(builds) == 2
 
 
+@pytest.mark.full
 def test_adaptation_for_evaluation_runs_as_a_graph(builds: list[str]) -> None:
     batch = contracts.regression_batch()
     for name in ("maml", "metasgd", "anil", "tnet", "protonet"):
@@ -331,6 +335,7 @@ def unequal(shots: int, queries: int) -> tr.TaskBatch:
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_sizes_of_masked_tasks_are_rounded_and_change_nothing(
     builds: list[str], share: float
@@ -358,6 +363,7 @@ def test_sizes_are_rounded_to_two_an_octave() -> None:
     assert all(n <= r <= 1.5 * n for n, r in enumerate(rounded, 1))
 
 
+@pytest.mark.full
 def test_a_loss_with_weights_of_its_own_is_part_of_the_graph(builds: list[str]) -> None:
     """Class weights are inputs: they may change, and a learned loss gets its gradient."""
 

@@ -26,6 +26,7 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.mark.full
 def test_both_arms_have_finite_numbers(finished):
     found = results(finished)
     assert found["seeds"] == [0, 1]
@@ -40,6 +41,7 @@ def test_both_arms_have_finite_numbers(finished):
         assert arm["milliseconds"] > 0
 
 
+@pytest.mark.full
 def test_the_difference_is_paired_by_seed(finished):
     found = results(finished)
     plain, related = (found["arms"][name] for name in ("MAML", "MAML + TRLearner"))
@@ -50,6 +52,7 @@ def test_the_difference_is_paired_by_seed(finished):
     assert any(value != 0 for value in by_seed), "the term changed nothing"
 
 
+@pytest.mark.full
 def test_a_second_run_replaces_the_first_and_gives_the_same_numbers(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "again")
     demo.main([*QUICK, "--out", str(out)])
@@ -58,6 +61,7 @@ def test_a_second_run_replaces_the_first_and_gives_the_same_numbers(finished, tm
     assert len(list(out.glob("tensorboard/*/*tfevents*"))) == 4  # not eight
 
 
+@pytest.mark.full
 def test_pictures_are_written(finished):
     for name in ("functions.png", "relations.png"):
         content = (finished / name).read_bytes()
@@ -65,6 +69,7 @@ def test_pictures_are_written(finished):
         assert len(content) > 10_000
 
 
+@pytest.mark.full
 def test_tensorboard_holds_the_curves(finished):
     tags = {}
     for folder in (finished / "tensorboard").iterdir():
@@ -82,6 +87,7 @@ def test_tensorboard_holds_the_curves(finished):
     assert "relations/test" in tags["seed1-trlearner"]
 
 
+@pytest.mark.full
 def test_the_last_point_of_the_curve_is_the_result(finished):
     events = EventAccumulator(str(finished / "tensorboard" / "seed0-maml")).Reload()
     last = events.Scalars("test/mse")[-1]
@@ -90,6 +96,7 @@ def test_the_last_point_of_the_curve_is_the_result(finished):
     assert last.value == pytest.approx(result, rel=1e-6)  # TensorBoard keeps float32
 
 
+@pytest.mark.full
 def test_interrupted_it_reports_the_finished_seed(monkeypatch, tmp_path, capsys):
     train, threads = comparison.train, torch.get_num_threads()
 

@@ -94,6 +94,7 @@ def killed_and_resumed(folder: Path, how: str) -> list[torch.Tensor]:
     return end(folder)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", ["ddp", "own"])
 def test_a_killed_rank_ends_the_job_which_goes_on_from_its_checkpoint(
     how: str, in_one_process: list[torch.Tensor], tmp_path: Path
@@ -114,6 +115,7 @@ def test_a_resumed_run_is_the_undisturbed_one(how: str, tmp_path: Path) -> None:
         contracts.close(a, b, 1e-12 if how == "ddp" else 0.0)
 
 
+@pytest.mark.full
 def test_a_rank_that_is_stuck_ends_the_job_within_the_time_out(tmp_path: Path) -> None:
     started, stuck = time.monotonic(), job(tmp_path, "stop", timeout=6)
     said = stuck.ended(within=60, waits_for=[0, 2])

@@ -28,6 +28,7 @@ def example(arguments: list[str], processes: int = 0) -> list[str]:
     return [sys.executable, *launch, *module]
 
 
+@pytest.mark.full
 def test_the_example_under_torchrun_equals_one_process(tmp_path: pathlib.Path) -> None:
     said = []
     for processes in (0, 2):
@@ -49,6 +50,7 @@ def test_the_example_under_torchrun_equals_one_process(tmp_path: pathlib.Path) -
     assert "mixtures" in said[1] and "mixtures" not in said[0]
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not DOCS.exists(), reason="the documentation lies beside the sources only")
 def test_the_documentation_runs_under_torchrun(tmp_path: pathlib.Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)

@@ -14,7 +14,7 @@ import contracts
 import peer_sources
 import reference
 import trlearner as tr
-from contracts import ENGINES, close
+from contracts import BATCHED_FIRST, close
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXACT = 1e-12
@@ -86,7 +86,8 @@ def test_plug_in_blocks_run(peer: str, tmp_path, monkeypatch) -> None:  # type: 
     if peer == "lightning":  # whose trainer clears gradients at the end
         assert names["trainer"].global_step == 1
     else:
-        assert names["reg"].relation.weight.grad.norm() > 0
+        # Rounding alone leaves 1e-17 where relations are constant.
+        assert names["reg"].relation.weight.grad.norm() > 1e-9
 
 
 def test_every_plug_in_block_is_run() -> None:
@@ -116,7 +117,7 @@ def test_examples_are_under_thirty_lines() -> None:
         assert len(body.splitlines()) < 30
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_boil_is_maml_with_a_still_head(engine: str) -> None:
     model, batch = contracts.net(), contracts.regression_batch()
     boil = learners()["BOIL"](model, "head", lr=0.3, steps=2, engine=engine)
@@ -127,7 +128,7 @@ def test_boil_is_maml_with_a_still_head(engine: str) -> None:
     close(adapted(x), maml.adapt(batch.support, mse_loss)(x), EXACT)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_cavia_adapts_its_context_by_the_formula(engine: str) -> None:
     model = contracts.net(inputs=contracts.INPUTS + 3)
     batch = contracts.regression_batch()
@@ -154,7 +155,7 @@ def test_cavia_adapts_its_context_by_the_formula(engine: str) -> None:
         close(a, b, 1e-9)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 @pytest.mark.parametrize("name", ["BOIL", "CAVIA"])
 def test_own_learners_work_under_the_regularizer(engine: str, name: str) -> None:
     batch = contracts.regression_batch()

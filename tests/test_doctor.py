@@ -285,6 +285,7 @@ def test_a_broken_layer_is_found(name: str):
     assert diagnosis.ok == bool(case.engines)
 
 
+@pytest.mark.full
 @pytest.mark.unchecked
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_said_of_it_is_true(name: str):
@@ -297,6 +298,7 @@ def test_what_is_said_of_it_is_true(name: str):
         assert (error is not None) == (engine in engines), (engine, error)
 
 
+@pytest.mark.full
 @pytest.mark.unchecked
 @pytest.mark.parametrize(
     "name", [n for n, c in CASES.items() if c.mended or c.around is not contextlib.nullcontext]
@@ -311,6 +313,7 @@ def test_the_fix_mends_it(name: str):
             assert step(model, engine) is None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [n for n, c in CASES.items() if not c.engines])
 def test_first_order_needs_no_second_derivative(name: str):
     found = tr.doctor(tr.MAML(net(CASES[name].broken()), first_order=True), batch_of())
@@ -333,6 +336,7 @@ LAYERS = {
 }  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.unchecked
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_verdict_is_what_the_engines_say(name: str):
@@ -354,6 +358,7 @@ def test_a_function_that_differentiates_once():
     assert "twice" in str(step(model, "loop")) and "setup_context" in str(step(model, "batched"))
 
 
+@pytest.mark.full
 def test_a_transformer_layer_in_evaluation_mode():
     class Sequence(nn.Module):
         def __init__(self) -> None:
@@ -384,6 +389,7 @@ def test_old_spectral_norm_does_its_work_in_a_hook():
     assert (found.layer, found.kind) == ("1", "slow")
 
 
+@pytest.mark.full
 def test_a_compiled_model():
     model = torch.compile(net(nn.Tanh()), backend="aot_eager")
     found, slow = tr.doctor(model, batch_of())
@@ -453,6 +459,7 @@ def test_a_healthy_model_has_no_findings(model: nn.Module):
     assert str(diagnosis).startswith("ok: nothing found in ")
 
 
+@pytest.mark.full
 def test_all_broken_layers_are_found_at_once():
     model = net(
         Attention(),
@@ -473,6 +480,7 @@ def test_all_broken_layers_are_found_at_once():
     assert "1. fails: 1.inner, 5.inner\n" in text and "slow: 6 (compiled)" in text
 
 
+@pytest.mark.full
 def test_a_composite_answers_for_its_own_forward_only():
     class Outer(nn.Module):
         def __init__(self) -> None:
@@ -501,6 +509,7 @@ def test_the_model_itself_and_the_loss_have_names():
     assert (loss.layer, loss.kind) == ("loss_fn", "fails") and "The loss calls" in loss.problem
 
 
+@pytest.mark.full
 def test_a_shared_layer_is_named_once_with_all_its_names():
     model = net(Attention(), nn.Tanh())
     model.append(nn.Identity())
@@ -509,6 +518,7 @@ def test_a_shared_layer_is_named_once_with_all_its_names():
     assert found.layer == "1.inner (also 2.inner)"
 
 
+@pytest.mark.full
 def test_each_call_of_a_shared_layer_is_tried():
     """The second call only is small enough for the kernel without a second derivative."""
 
@@ -532,6 +542,7 @@ def test_each_call_of_a_shared_layer_is_tried():
 # ---- what belongs to the user -------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_nothing_is_changed():
     model = net(Own(averaging), nn.BatchNorm1d(WIDTH), nn.Dropout(0.5), Attention(), spectral())
     model[3].eval()
@@ -576,6 +587,7 @@ def test_writing_into_the_batch_is_found_and_not_done(layer: nn.Module):
     assert not torch.equal(batch.support.x, before)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_callers_gradient_mode_does_not_matter(mode: Callable):
     model, batch = net(Attention()), batch_of()
@@ -588,6 +600,7 @@ def test_the_callers_gradient_mode_does_not_matter(mode: Callable):
 # ---- notes --------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_batchnorm_is_noted_and_slow_where_tasks_are_masked():
     (note,) = tr.doctor(net(nn.BatchNorm1d(WIDTH)), batch_of())
     assert (note.layer, note.kind) == ("1", "note") and "other samples" in note.problem
@@ -614,6 +627,7 @@ def test_buffers_that_the_forward_updates_are_noted():
     assert step(model, "batched") is None
 
 
+@pytest.mark.full
 def test_convolutions_that_adapt_on_a_cpu():
     model = nn.Sequential(
         nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 1, 1), nn.Flatten(), nn.Linear(2, 1)
@@ -664,6 +678,7 @@ def test_tied_weights_are_no_obstacle():
 # ---- learners -----------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_anil_needs_second_derivatives_in_its_head_only():
     model = net(Attention())
     assert len(tr.doctor(tr.ANIL(model, head="2"), batch_of())) == 0
@@ -673,6 +688,7 @@ def test_anil_needs_second_derivatives_in_its_head_only():
     assert found.layer == "1.inner"
 
 
+@pytest.mark.full
 def test_anil_blames_its_head_and_not_its_body():
     head = nn.Sequential(Attention(), Own(lambda m, x: x if x.sum() > 0 else -x))
     model = nn.Sequential(
@@ -686,6 +702,7 @@ def test_anil_blames_its_head_and_not_its_body():
     }
 
 
+@pytest.mark.full
 def test_protonet_needs_no_second_derivative():
     y = torch.arange(SAMPLES).repeat(TASKS, 1) % 2
     x = torch.randn(TASKS, SAMPLES, 2)
@@ -693,12 +710,14 @@ def test_protonet_needs_no_second_derivative():
     assert len(tr.doctor(tr.ProtoNet(nn.Sequential(nn.Linear(2, WIDTH), Attention())), batch)) == 0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [tr.MetaSGD, tr.TNet])
 def test_other_learners(kind: type):
     (found,) = tr.doctor(kind(net(Attention(), nn.Tanh()), steps=3), batch_of())
     assert found.layer == "1.inner"
 
 
+@pytest.mark.full
 def test_tokens_and_classes():
     x, y = torch.randint(7, (TASKS, SAMPLES, 3)), torch.randint(2, (TASKS, SAMPLES))
     batch = tr.TaskBatch((x, y), (x, y), ways=2)

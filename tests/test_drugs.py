@@ -79,6 +79,7 @@ def test_options_are_checked():
 # --- drugs/synthetic ---
 
 
+@pytest.mark.full
 def test_synthetic_needs_neither_data_nor_rdkit():
     code = (
         "import sys; sys.modules['rdkit'] = None; import torch\n"
@@ -194,6 +195,7 @@ def test_without_simpd_the_error_says_where_it_is_had(tmp_path):
         build("drugs/simpd", data_dir=tmp_path)
 
 
+@pytest.mark.full
 @real_data
 def test_the_real_assays_are_those_that_were_published():
     columns = {"smiles": "canonical_smiles", "value": "pchembl_value", "part": "split"}
@@ -207,6 +209,7 @@ def test_the_real_assays_are_those_that_were_published():
     assert len(set.union(*targets)) == sum(map(len, targets)) == 78
 
 
+@pytest.mark.full
 @real_data
 def test_real_assays_make_a_problem(tmp_path):
     pytest.importorskip("rdkit")

@@ -54,6 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.full
 def test_arms_differ_by_the_term_alone(runs: Path) -> None:
     alone, paper, term = (CELL.arm(arm, runs, 1) for arm in ARMS)
     assert (alone.lam, alone.seed, alone.steps) == (0, 1, 6)
@@ -64,6 +65,7 @@ def test_arms_differ_by_the_term_alone(runs: Path) -> None:
     assert replace(term, lam=0.0, normalize="sum") == alone
 
 
+@pytest.mark.full
 def test_the_best_on_validation_tasks_is_chosen(runs: Path) -> None:
     scores = {}
     for config in CELL.rate_candidates():
@@ -84,6 +86,7 @@ def test_cells_are_those_of_the_protocol() -> None:
     assert all(cell.seeds <= TUNING_SEED for cell in CELLS)
 
 
+@pytest.mark.full
 def test_from_runs_to_the_table(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,6 +190,7 @@ def test_a_table_of_nothing_is_an_error(tmp_path: Path) -> None:
         table.write(tmp_path)
 
 
+@pytest.mark.full
 def test_remembering_uses_more_samples_than_training(runs: Path) -> None:
     config = CELL.arm("alone", runs, 0)
     weights = runs / config.problem / config.hash() / "weights.pt"

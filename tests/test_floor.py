@@ -66,6 +66,7 @@ def test_inner_steps_of_second_order_cost_a_known_number_of_products() -> None:
     assert least < found <= most
 
 
+@pytest.mark.full
 def test_a_task_more_costs_engine_loop_what_the_one_before_did() -> None:
     """Bytes: a gradient of the size of all models for each one of them would make it a square."""
     few, more = (floor.work(fingerprint(tasks), [""])[""].bytes for tasks in (4, 8))

@@ -6,6 +6,7 @@ from trlearner.experiments.data import glyphs
 from trlearner.experiments.data.gallery import Gallery
 from trlearner.experiments.problem import Request
 
+pytestmark = pytest.mark.full  # thousands of characters are drawn
 DRAWINGS = 4
 
 

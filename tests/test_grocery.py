@@ -66,6 +66,7 @@ def test_no_data():
         by_coarse_class(Request(1, 1))
 
 
+@pytest.mark.full
 @real
 def test_the_real_ones():
     splits = by_coarse_class(Request(1, 1, data_dir=Path(DATA), options={"size": 16}))

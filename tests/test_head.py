@@ -32,7 +32,7 @@ def agree(found: tr.Output, expected: Any, *modules: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("engine", contracts.ENGINES)
+@pytest.mark.parametrize("engine", contracts.BATCHED_FIRST)
 @pytest.mark.parametrize("name", contracts.LEARNERS)
 def test_the_loops_say_the_same(name: str, engine: str, first_order: bool) -> None:
     model, batch = contracts.net(), contracts.regression_batch()

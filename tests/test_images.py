@@ -132,6 +132,7 @@ def test_galleries_that_share_images_move_once():
     assert moved["train"].images.device.type == "meta"
 
 
+@pytest.mark.full
 def test_importing_needs_no_matplotlib():
     code = (
         "import sys; import trlearner.experiments.data.images as _; "

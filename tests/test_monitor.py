@@ -111,7 +111,7 @@ def test_curves_are_what_the_tensors_say() -> None:
         assert value("truth/purity") == pure
 
 
-@pytest.mark.parametrize("engine", contracts.ENGINES)
+@pytest.mark.parametrize("engine", contracts.BATCHED_FIRST)
 def test_the_cosine_is_that_of_the_two_gradients(engine: str) -> None:
     learner, reg = parts(engine)
     reg.monitor = tr.RelationMonitor(writer := Memory(), every=1)
@@ -141,6 +141,7 @@ def test_dropout_draws_the_same_for_both_gradients() -> None:
     assert writer.last("gradient/ratio") < 1e-6
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("engine", ["batched", "traced", "loop"])
 def test_training_is_the_same_to_the_last_bit(engine: str) -> None:
     results = []
@@ -388,6 +389,7 @@ def test_a_copied_regularizer_is_not_watched(tmp_path: pathlib.Path) -> None:
     assert "monitor" not in "".join(reg.state_dict())
 
 
+@pytest.mark.full
 def test_attaching_it_traces_no_new_graph() -> None:
     learner, reg = parts("traced")
     reg(learner, named(contracts.regression_batch()))
@@ -481,6 +483,7 @@ def test_every_curve_of_the_page_exists() -> None:
             assert any(re.match(pattern, curve) for curve in curves), pattern
 
 
+@pytest.mark.full
 def test_512_tasks(tmp_path: pathlib.Path) -> None:
     learner = contracts.learner("maml", contracts.net(), "batched", steps=1)
     _, reg = parts(top_k=2)
@@ -523,11 +526,13 @@ def test_off_it_costs_nothing_and_between_points_next_to_nothing() -> None:
     out = reg(learner, batch)
     watch = tr.RelationMonitor(Memory(), every=10**9)
     watch.step = 1
-    started = time.perf_counter()
+    seconds = []
     for _ in range(1000):
+        started = time.process_time()
         watch(out, reg, batch)
         watch._kept.clear()
-    assert (time.perf_counter() - started) / 1000 < 2e-4  # with the shape checks of the tests
+        seconds.append(time.process_time() - started)
+    assert np.median(seconds) < 2e-4  # with the shape checks of the tests, on a busy machine, too
 
 
 @pytest.mark.slow
@@ -547,6 +552,7 @@ def test_100_000_logged_steps_do_not_slow_down(tmp_path: pathlib.Path) -> None:
     assert sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) < 300_000_000
 
 
+@pytest.mark.full
 def test_a_probe_traces_no_graph(capfd: pytest.CaptureFixture[str]) -> None:
     from trlearner.engines import compiled
 

@@ -129,6 +129,7 @@ def test_a_broken_file_is_named(tmp_path):
         omniglot.characters(request)
 
 
+@pytest.mark.full
 @real
 def test_the_real_ones():
     request = Request(1, 1, data_dir=Path(DATA))

@@ -60,6 +60,7 @@ def check(problem, splits=("train", "validation", "test", "shifted")):
     return names
 
 
+@pytest.mark.full
 def test_procedural(cache):
     names = check(build("pose/procedural", **SMALL))
     assert {split: len(found) for split, found in names.items()} == {
@@ -73,6 +74,7 @@ def test_procedural(cache):
     assert not families["train"] & families["shifted"]
 
 
+@pytest.mark.full
 def test_a_learner_learns_from_it(cache):
     problem = build("pose/procedural", **SMALL)
     network = problem.network()
@@ -113,6 +115,7 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.mark.full
 def test_a_folder_of_meshes(cache, folder):
     names = check(build("pose/meshes", folder=folder, **SMALL))
     assert {split: len(found) for split, found in names.items()} == {

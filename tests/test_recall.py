@@ -37,6 +37,7 @@ def memory_of(
     return memory
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("top_k", [1, 3, 30])
 @pytest.mark.parametrize("engine", EAGER)
 @pytest.mark.parametrize("name", [*LEARNERS, "protonet"])

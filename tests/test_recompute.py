@@ -76,6 +76,7 @@ def same(found: list[dict[str, Tensor | None]]) -> None:
             close(other[name], one[name], TIGHT)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [tr.MAML, tr.MetaSGD, tr.TNet, tr.ANIL])
 @pytest.mark.parametrize("engine", AGAIN)
 def test_images_norms_and_masks(engine: str, kind: type) -> None:
@@ -103,6 +104,7 @@ def dropping(recompute: bool, engine: str = "batched") -> tr.Learner:
     return tr.MAML(model, lr=0.3, steps=3, engine=engine, recompute=recompute)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("engine", AGAIN)
 def test_random_layers_draw_the_same_again(engine: str) -> None:
     same(both(lambda recompute: dropping(recompute, engine), contracts.regression_batch()))
@@ -123,6 +125,7 @@ def learner_of(steps: int, recompute: bool, hidden: int = 8, **options: Any) -> 
     return tr.MAML(model, steps=steps, recompute=recompute, **options)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("engine", AGAIN)
 def test_what_is_kept_grows_by_the_parameters_only(engine: str) -> None:
     """Between 2 and 14 steps, 50 samples a task: 12 times its adapted parameters, once."""
@@ -258,6 +261,7 @@ def test_no_graph_is_compiled_where_steps_are_computed_again() -> None:
         looking_engine("traced", engine_of_look, learner)
 
 
+@pytest.mark.full
 def test_the_doctor_finds_what_it_finds_without() -> None:
     batch = contracts.regression_batch()
     found = [str(tr.doctor(dropping(recompute), batch)) for recompute in (False, True)]

@@ -273,6 +273,7 @@ def mlp_params(generator: torch.Generator) -> ref.Params:
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("transformed", [False, True])
 def test_meta_gradient_is_the_finite_difference(transformed: bool) -> None:
     g = torch.Generator().manual_seed(1)

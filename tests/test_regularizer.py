@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 import contracts
 import trlearner as tr
-from contracts import ENGINES, LEARNERS, close
+from contracts import BATCHED_FIRST, LEARNERS, close
 
 EXACT = 1e-12
 
@@ -26,7 +26,7 @@ def regularizer(seed: int = 3, **options: object) -> tr.TRLearner:
         return tr.TRLearner(encoder=encoder, **{"heads": 3, "lam": 0.7, **options}).double()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 @pytest.mark.parametrize("name", LEARNERS)
 def test_lambda_zero_is_the_learner_alone_to_the_last_bit(engine: str, name: str) -> None:
     model = nn.Sequential()
@@ -80,7 +80,7 @@ def test_lambda_scales_the_relation_term_and_can_be_annealed() -> None:
         assert out.relation_loss > 0
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_only_the_loss_carries_a_graph(engine: str) -> None:
     out = regularizer()(
         contracts.learner("maml", contracts.net(), engine), contracts.regression_batch()
@@ -102,7 +102,7 @@ def test_no_grad_runs_forward_only() -> None:
     close(without.loss, reg(learner, batch).loss.detach(), EXACT)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 @pytest.mark.parametrize("top_k", [None, 2])
 @given(chunk=st.integers(1, 5))
 @settings(deadline=None, max_examples=5)
@@ -119,6 +119,7 @@ def test_chunks_change_nothing(engine: str, top_k: int | None, chunk: int) -> No
         close(found[key], wanted[key], EXACT)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("engine", contracts.EAGER)
 @pytest.mark.parametrize("options", [{}, {"align": "sinkhorn"}, {"align": "sinkhorn", "top_k": 3}])
 def test_chunks_change_nothing_for_classes(engine: str, options: dict[str, object]) -> None:
@@ -134,7 +135,7 @@ def test_chunks_change_nothing_for_classes(engine: str, options: dict[str, objec
         close(found[key], wanted[key], EXACT)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 @pytest.mark.parametrize("align", ["none", "sinkhorn"])
 def test_top_k_asks_only_the_nearest_and_equals_the_full_mixture(engine: str, align: str) -> None:
     """Computing k models for each task gives what masking the full cross predictions gives."""
@@ -159,7 +160,7 @@ def test_top_k_asks_only_the_nearest_and_equals_the_full_mixture(engine: str, al
     assert ((out.weights > 0).sum(1) == 2).all()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_permuting_tasks_permutes_m_and_leaves_the_loss(engine: str) -> None:
     learner, batch, reg = (
         contracts.learner("maml", contracts.net(), engine),
@@ -174,7 +175,7 @@ def test_permuting_tasks_permutes_m_and_leaves_the_loss(engine: str) -> None:
     close(b.predictions, a.predictions[order], EXACT)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_a_batch_of_equal_tasks(engine: str) -> None:
     one = contracts.regression_batch(tasks=1)
     batch = one[[0, 0, 0, 0]]
@@ -206,7 +207,7 @@ def test_queries_share_draws_real_ones_and_is_reproducible() -> None:
     assert len(set(torch.stack(runs[0]).tolist())) == 3
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_queries_share_equals_choosing_them_by_hand(engine: str) -> None:
     learner, batch = (
         contracts.learner("maml", contracts.net(), engine),
@@ -270,6 +271,7 @@ def test_paper_preset_is_the_literal_formula() -> None:
     close(out.loss, expected.loss, 1e-9)
 
 
+@pytest.mark.full
 def test_training_makes_the_losses_fall() -> None:
     batch = contracts.regression_batch()
     learner = contracts.learner("maml", contracts.net(), "auto", lr=0.05)
@@ -405,7 +407,7 @@ def test_integer_targets_that_are_no_classes_are_refused_as_logits(
     assert values == 0
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_inference_mode_gives_what_no_grad_gives(engine: str) -> None:
     learner, reg = contracts.learner("maml", contracts.net(), engine), regularizer()
     with torch.no_grad():

@@ -117,6 +117,17 @@ def test_sizes_must_be_positive(options: dict[str, int], match: str) -> None:
         tr.TaskRelation(**{"dim": 4, **options})
 
 
+@pytest.mark.unchecked
+def test_one_dimension_tells_no_tasks_apart() -> None:
+    with pytest.warns(
+        UserWarning, match="dim must be at least 2 to tell tasks apart, got 1: "
+    ) as w:
+        relation = tr.TaskRelation(dim=1)
+    assert [warning.filename for warning in w] == [__file__]
+    close(relation(torch.tensor([[1.0], [2.0], [-3.0]])).abs(), torch.ones(3, 3), 1e-6)
+    tr.TaskRelation(dim=2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_widened_and_zero_embeddings_stay_finite(dtype: torch.dtype) -> None:
     embeddings = torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, -1.0]], dtype=dtype)

@@ -67,6 +67,7 @@ def test_pairs_are_seeds_that_both_have(tmp_path):
     assert (found.seeds, found.mean) == (2, 0.5)
 
 
+@pytest.mark.full
 def test_a_page_shows_what_is_missing_failed_or_diverged(gallery):
     page = (gallery[1] / "report.md").read_text()
     sine = page.partition(f"## {SINE}")[2]
@@ -85,6 +86,7 @@ def test_unfinished_runs_are_counted(tmp_path):
     assert not list((tmp_path / "out").glob("*.png"))
 
 
+@pytest.mark.full
 def test_accuracies_are_percent_and_more_is_better(gallery):
     runs = study.read(gallery[0])
     table = tables.results(runs, GLYPHS, "test")
@@ -131,6 +133,7 @@ def test_other_axes_become_rows_and_share_the_baseline(tmp_path):
     assert "—" not in str(tables.differences(runs, SINE, {"lam": 0}, "test").rows)
 
 
+@pytest.mark.full
 def test_a_baseline_may_be_any_setting(tmp_path):
     for config in grid.expand(Config(SINE), {"encoder": ["input", "update"], "seed": [0, 1]}):
         put(tmp_path, config, fake_study.draw(config, 1.0, 0.1 * (config.encoder == "update")))
@@ -148,6 +151,7 @@ def test_problems_with_other_presets_make_no_axis(tmp_path):
     assert tables.results(runs, SINE, "test").rows == [["MAML", "1.00"]]
 
 
+@pytest.mark.full
 def test_an_axis_of_one_problem_hides_nothing_of_another(tmp_path):
     for lam in (0.0, 0.1):
         put(tmp_path, Config("a/b", lam=lam), [1.0 + lam, 2.0])
@@ -182,6 +186,7 @@ def test_the_main_number_of_inner_steps_is_that_of_training(tmp_path):
     assert steps == [("10", "9.0"), ("5", "1.0")]
 
 
+@pytest.mark.full
 def test_numbers_are_in_csv_files(gallery):
     cells, runs = (rows(gallery[1] / name) for name in ("cells.csv", "runs.csv"))
     [one] = [r for r in cells if (r["problem"], r["learner"], r["lam"]) == (SINE, "maml", "0.1")]
@@ -192,6 +197,7 @@ def test_numbers_are_in_csv_files(gallery):
     assert {r["status"] for r in runs} == {"done", "failed"}
 
 
+@pytest.mark.full
 def test_latex_is_escaped_and_balanced(gallery):
     text = (gallery[1] / "report.tex").read_text()
     body = text.partition("\n")[2]
@@ -205,6 +211,7 @@ def test_latex_is_escaped_and_balanced(gallery):
             assert line.count(" & ") in (2, 6)
 
 
+@pytest.mark.full
 def test_plots_are_written(gallery):
     names = {path.name for path in gallery[1].iterdir()}
     for plot in ("lam", "lam-difference", "cost"):
@@ -212,6 +219,7 @@ def test_plots_are_written(gallery):
         assert (gallery[1] / f"{plot}.png").stat().st_size > 10_000
 
 
+@pytest.mark.full
 def test_a_second_report_is_the_same_to_the_last_bit(tmp_path):
     for config in grid.expand(Config(SINE), {"lam": [0, 0.1], "seed": [0, 1]}):
         put(tmp_path / "runs", config, fake_study.draw(config, 1.0, 0.0))
@@ -223,6 +231,7 @@ def test_a_second_report_is_the_same_to_the_last_bit(tmp_path):
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
 
 
+@pytest.mark.full
 def test_what_answers_without_learning_is_beside_the_table(tmp_path):
     told = {"test": {"constant": {"mse": {"mean": 8.3141}}, "support mean": {"mse": {"mean": 9.1}}}}
     put(tmp_path, Config("a/b", lam=0.0), [1.0, 2.0], trivial=told)

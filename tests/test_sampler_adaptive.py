@@ -95,6 +95,7 @@ def test_warm_up_is_exactly_uniform(kind: str) -> None:
     assert uniform == (kind == "uniform")
 
 
+@pytest.mark.full
 def test_every_task_stays_in_reach() -> None:
     sampler = convinced(made(lr=1.0, decay=1e-3, every=1, floor=0.3))
     train(sampler, maml(), 30)
@@ -103,6 +104,7 @@ def test_every_task_stays_in_reach() -> None:
     assert sampler.weights.max() > 2 * sampler.weights.min()
 
 
+@pytest.mark.full
 def test_frequencies_match_weights() -> None:
     sampler = convinced(made(batches=4000))
     train(sampler, maml(), 20)
@@ -115,6 +117,7 @@ def test_frequencies_match_weights() -> None:
     assert stats.chisquare(counts.numpy(), (4000 * SIZE * p).numpy()).pvalue > 0.01
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("engine", ["loop", "batched", "higher", "traced"])
 @pytest.mark.parametrize("every", [1, 3])
 def test_it_learns_from_the_look_ahead(engine: str, every: int) -> None:
@@ -146,7 +149,7 @@ def test_it_learns_from_the_look_ahead(engine: str, every: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["adaptive", "hard", "uniform"])
-@pytest.mark.parametrize("stop", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("stop", [1, *contracts.later(2, 3, 4, 8)])
 def test_a_resumed_run_draws_the_same_tasks(kind: str, stop: int) -> None:
     def fresh() -> TaskSampler:
         return convinced(made(kind)) if kind == "adaptive" else made(kind)
@@ -220,6 +223,7 @@ def loader(sampler: TaskSampler, workers: int) -> Iterator[list]:
         )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_was_fetched_ahead_comes_again(workers: int) -> None:
     whole = train(sampler := made(batches=8), maml(), 14, loader(sampler, workers))
@@ -253,6 +257,7 @@ print(done)
 """
 
 
+@pytest.mark.full
 def test_killed_and_resumed(tmp_path) -> None:  # type: ignore[no-untyped-def]
     code = KILLED.format(tests=os.path.dirname(__file__))
 
@@ -288,6 +293,7 @@ def test_the_global_random_state_is_left_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.full
 def test_a_stream_keeps_the_likelier() -> None:
     sampler = convinced(made(task_ids=None, every=1, scores=("difficulty",)))
     learner = maml()
@@ -307,6 +313,7 @@ def test_a_stream_keeps_the_likelier() -> None:
     assert stats.chisquare(counts.numpy(), (300 * SIZE * p).numpy()).pvalue > 0.01
 
 
+@pytest.mark.full
 def test_importance_weights_keep_the_mean() -> None:
     sampler, learner = convinced(made(importance=True, batches=3000)), maml()
     train(sampler, learner, 10)
@@ -340,6 +347,7 @@ def regularizer(sampler: TaskSampler | None, **options: object) -> tr.TRLearner:
     return tr.TRLearner(tr.InputEncoder(None, dim=2), sampler=sampler, **options).double()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("engine", ["batched", "loop", "traced"])
 def test_inside_trlearner_it_sees_every_step(engine: str) -> None:
     """As if told between backward and the optimizer's step, but for the relation term."""
@@ -363,7 +371,7 @@ def test_inside_trlearner_it_sees_every_step(engine: str) -> None:
     assert by_itself.updates == 9
 
 
-@pytest.mark.parametrize("engine", ["batched", "loop", "higher", "traced"])
+@pytest.mark.parametrize("engine", ["batched", *contracts.later("loop", "higher", "traced")])
 def test_inside_trlearner_weights_multiply_losses(engine: str) -> None:
     sampler = convinced(made(task_ids=None, batch_size=None, every=1, warmup=0))
     reg, learner = regularizer(sampler), maml(engine)
@@ -462,6 +470,7 @@ def test_a_copy_is_a_sampler_of_its_own() -> None:
     assert train(twin, copy.deepcopy(learner), 6) == train(sampler, learner, 6)
 
 
+@pytest.mark.full
 def test_a_score_can_be_chosen() -> None:
     names = ("compactness", "separability", "enrichment")
     sampler = tr.AdaptiveTaskSampler(

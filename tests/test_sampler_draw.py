@@ -39,6 +39,7 @@ def test_probabilities_keep_their_bounds(
     assert len(set(chosen.tolist())) == size
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("size", [1, 3])
 def test_frequencies_match_probabilities(size: int) -> None:
     p = floored(logits(0, 10, 1.0), 0.1, 1 / size)
@@ -49,6 +50,7 @@ def test_frequencies_match_probabilities(size: int) -> None:
     assert stats.chisquare(counts.numpy(), (rounds * size * p).numpy()).pvalue > 0.01
 
 
+@pytest.mark.full
 def test_places_within_a_batch_are_alike() -> None:
     p = floored(logits(0, 6, 1.0), 0.1, 1 / 3)
     g = torch.Generator().manual_seed(0)

@@ -60,6 +60,7 @@ CASES = [(name, "numbers") for name in contracts.LEARNERS]
 CASES += [(name, "labels") for name in (*contracts.LEARNERS, "protonet")]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("engine", ["higher", "loop", "batched"])
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_the_gradient_is_that_of_the_held_out_loss_after_a_step(
@@ -100,6 +101,7 @@ def conv4() -> nn.Module:
     return Conv4(ways=3, channels=1, size=16, filters=4).double()
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own forward mode
 @pytest.mark.parametrize("engine", ["loop", "batched"])
 def test_batch_norm(engine: str) -> None:
@@ -147,6 +149,7 @@ def test_one_product_a_task() -> None:
         assert along[i].item() == pytest.approx(wanted.item(), rel=1e-10)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [*contracts.LEARNERS, "protonet"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_all_ways_to_look_see_the_same(name: str, masked: bool) -> None:

@@ -36,6 +36,7 @@ def test_a_family_is_rare() -> None:
     assert planted.marked.float().mean() == pytest.approx(0.1)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "arm", ["adaptive", pytest.param("adaptive, held out", marks=pytest.mark.slow)]
 )

@@ -62,12 +62,14 @@ ANY = st.builds(
 )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", PURE)
 @given(e=ANY)
 def test_scores_are_what_the_loop_says(name: str, e: Evidence) -> None:
     contracts.close(SCORES[name](e), by_loop(name, e), EXACT)
 
 
+@pytest.mark.full
 @given(e=ANY, sigma2=st.sampled_from([0.1, 0.5, 2.0]))
 def test_the_published_formula_is_what_the_loop_says(e: Evidence, sigma2: float) -> None:
     for literal in (True, False):
@@ -79,6 +81,7 @@ def test_the_published_formula_is_what_the_loop_says(e: Evidence, sigma2: float)
         contracts.close(found, by_loop("entropy", e, literal, sigma2, bins=2), EXACT)
 
 
+@pytest.mark.full
 @given(e=ANY, seed=st.integers(0, 100))
 def test_tasks_are_scored_on_their_own(e: Evidence, seed: int) -> None:
     order = torch.randperm(len(e.features), generator=torch.Generator().manual_seed(seed))
@@ -93,6 +96,7 @@ def test_tasks_are_scored_on_their_own(e: Evidence, seed: int) -> None:
         contracts.close(SCORES[name](moved), SCORES[name](e)[order], EXACT)
 
 
+@pytest.mark.full
 @given(e=ANY, seed=st.integers(0, 100))
 def test_the_order_of_samples_does_not_matter(e: Evidence, seed: int) -> None:
     order = torch.randperm(e.features.shape[1], generator=torch.Generator().manual_seed(seed))
@@ -102,6 +106,7 @@ def test_the_order_of_samples_does_not_matter(e: Evidence, seed: int) -> None:
         contracts.close(SCORES[name](moved), SCORES[name](e), EXACT)
 
 
+@pytest.mark.full
 @given(e=ANY, more=st.integers(1, 4))
 def test_padding_does_not_matter(e: Evidence, more: int) -> None:
     tasks, samples = e.features.shape[:2]

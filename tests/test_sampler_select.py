@@ -71,6 +71,7 @@ def test_a_share_is_one_of_the_real_samples() -> None:
     assert torch.equal(again.mask.sum(1), found.mask.sum(1))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("engine", ["higher", "loop", "batched", "traced"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_encoder_sees_the_chosen_and_the_learner_all(engine: str, masked: bool) -> None:

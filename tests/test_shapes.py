@@ -19,6 +19,7 @@ def test_every_family(family):
     assert len(mesh.triangles) < 2000
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", shapes.FAMILIES)
 def test_no_two_sides_look_alike(family):
     assert distinctness(shapes.make(family, 5)) > DISTINCT

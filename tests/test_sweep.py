@@ -58,6 +58,7 @@ def starts(journal):
     return [line.split()[1] for line in journal.read_text().splitlines() if "start" in line]
 
 
+@pytest.mark.full
 def test_a_sweep_does_what_is_missing_and_tells_what_failed(tmp_path, capsys):
     root, journal = tmp_path / "runs", tmp_path / "journal"
     expected = undisturbed(tmp_path / "alone", 3)
@@ -127,6 +128,7 @@ def kill(process, with_workers):
     process.communicate()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("kills", "real"), [(3, False), pytest.param(20, True, marks=pytest.mark.slow)]
 )

@@ -13,6 +13,7 @@ class Clock:
         return self.now
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("growth", [1.0, 1.02])
 def test_all_work_together_keeps_to_the_share(growth: float) -> None:
     clock = Clock()
@@ -32,6 +33,7 @@ def test_all_work_together_keeps_to_the_share(growth: float) -> None:
     assert done["cheap"] > 2 * done["dear"] > 40
 
 
+@pytest.mark.full
 def test_how_often_grows_with_the_logarithm_of_time() -> None:
     clock = Clock()
     throttle = Throttle(1.0, {"dear": 1.1}, clock)

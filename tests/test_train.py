@@ -87,6 +87,7 @@ def test_the_weights_of_a_finished_run_are_those_that_were_tested(undisturbed: P
     assert found == result["test"]["1"]
 
 
+@pytest.mark.full
 def test_a_batch_whose_gradient_is_no_number_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_batch_whose_gradient_is_no_number_is_skipped(
     assert all(w.isfinite().all() for w in weights.values())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "stops",
     [[(1, KeyboardInterrupt)], [(4, Killed)], [(7, Killed), (7, KeyboardInterrupt), (11, Killed)]],
@@ -123,6 +125,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     assert files(tmp_path) == files(undisturbed)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("problem", "kind"),
     [
@@ -184,6 +187,7 @@ def test_training_tasks_can_be_picked_by_name(problem: str, pool: int | None) ->
     assert one.support.x.shape == drawn.support.x.shape
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_in_the_middle_of_a_step_waits_for_its_end(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -205,6 +209,7 @@ def test_an_interruption_in_the_middle_of_a_step_waits_for_its_end(
     assert files(tmp_path) == files(undisturbed)
 
 
+@pytest.mark.full
 def test_random_layers_go_on_where_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +239,7 @@ def test_a_finished_run_is_not_repeated_and_leaves_the_random_state(
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.full
 def test_without_the_relation_term_it_is_the_learner_alone(tmp_path: Path) -> None:
     """Settings of a relation layer that is not used change nothing but the name."""
     results = []
@@ -256,6 +262,7 @@ def test_several_numbers_of_steps_are_tested(tmp_path: Path) -> None:
     assert len(set(means)) == 3
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("learner", ["fomaml", "metasgd", "anil", "tnet"])
 @pytest.mark.parametrize("encoder", ["auto", "input", "update"])
 def test_every_learner_and_encoder_trains(tmp_path: Path, learner: str, encoder: str) -> None:
@@ -263,6 +270,7 @@ def test_every_learner_and_encoder_trains(tmp_path: Path, learner: str, encoder:
     assert train.run(config, tmp_path)["steps"] == 2
 
 
+@pytest.mark.full
 def test_the_command_of_a_worker(tmp_path: Path, undisturbed: Path) -> None:
     threads = torch.get_num_threads()
     try:

@@ -61,6 +61,7 @@ def test_samples_that_are_not_real_do_not_count() -> None:
     ]
 
 
+@pytest.mark.full
 def test_classes_are_told_by_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRLEARNER_CACHE", str(tmp_path))
     config = config_of("images/glyphs", options={"drawings": 6})

@@ -12,10 +12,31 @@ from contracts import close
 from trlearner.engines import choose, tune
 
 
-def test_the_fastest_wins_and_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+class Clock:
+    """Time that passes only where a test says so, however busy the machine is."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(tune, "time", made)
+    return made
+
+
+def test_the_fastest_wins_and_is_told(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
     pauses = {"loop": 0.004, "batched": 0.001}
     assert (
-        tune.fastest(lambda name: time.sleep(pauses[name]), ("loop", "batched"), None) == "batched"
+        tune.fastest(lambda name: clock.pass_by(pauses[name]), ("loop", "batched"), None)
+        == "batched"
     )
     told = capfd.readouterr().err
     assert told.startswith("trlearner: engine='tune' took 'batched': loop ") and "ms a step" in told
@@ -30,15 +51,14 @@ def test_the_fastest_wins_and_is_told(capfd: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_compiling_is_tried_and_taken_where_the_planned_steps_pay_for_it(
-    monkeypatch: pytest.MonkeyPatch, compiling: float, step: float, planned: int, expected: str
+    clock: Clock, compiling: float, step: float, planned: int, expected: str
 ) -> None:
-    monkeypatch.setattr(tune, "WORTH_TRYING", 10.0)
     taken: list[str] = []
 
     def run(name: str) -> None:
         first = name == "compiled" and name not in taken
         taken.append(name)
-        time.sleep(compiling if first else step if name == "compiled" else 0.005)
+        clock.pass_by(compiling if first else step if name == "compiled" else 0.005)
 
     assert tune.fastest(run, ("batched",), planned) == expected
     assert ("compiled" in taken) == (planned == 100_000)

@@ -96,6 +96,7 @@ def test_without_replaying_the_draws_the_gradient_would_be_another() -> None:
     assert (results[0] - results[1]).norm() > 0.05 * results[0].norm()
 
 
+@pytest.mark.full
 def test_only_one_inner_graph_is_alive_at_a_time() -> None:
     """Counted by what autograd saves: two phases keep a small part of it."""
     pairs, kept = contracts.tasks_of(contracts.regression_batch(tasks=8)), {}

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 import contracts
 import reference
 import trlearner as tr
-from contracts import ENGINES, LEARNERS, close
+from contracts import BATCHED_FIRST, LEARNERS, close
 from trlearner.encoders.update import _mix, buckets_and_signs, count_sketch
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
@@ -124,6 +124,7 @@ def test_neighbours_are_uncorrelated(lag: int) -> None:
     assert abs(same - 1 / dim) < 5 * math.sqrt(1 / dim / n)
 
 
+@pytest.mark.full
 def test_two_coordinates_are_uncorrelated_over_seeds() -> None:
     """Pairwise independence, which unbiasedness rests on, for every pair of the first forty."""
     seeds, n, dim = 4000, 40, 4
@@ -156,6 +157,7 @@ def vectors(n: int, coordinates: int) -> Tensor:
     return share * common + (1 - share.abs()) * noise
 
 
+@pytest.mark.full
 def test_inner_products_are_unbiased_over_seeds() -> None:
     v, seeds, dim = vectors(5, 60), 3000, 6
     sketches = [count_sketch(v, dim, seed) for seed in range(seeds)]
@@ -185,7 +187,7 @@ def test_half_precision_is_summed_in_single() -> None:
 # ---- in a meta-step -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 @pytest.mark.parametrize(("name", "first_order"), CELLS)
 def test_engine_equals_reference(engine: str, name: str, first_order: bool) -> None:
     model, batch = contracts.net(), contracts.regression_batch()
@@ -198,7 +200,7 @@ def test_engine_equals_reference(engine: str, name: str, first_order: bool) -> N
     assert wanted.relations.std() > 1e-2
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_masks_are_those_of_the_adaptation(engine: str) -> None:
     learner, reg, batch = (
         contracts.learner("maml", contracts.net(), engine),
@@ -209,6 +211,7 @@ def test_masks_are_those_of_the_adaptation(engine: str) -> None:
     agree(reg(learner, batch), truth("maml", learner, reg, batch), learner, reg)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", LEARNERS)
 def test_meta_gradient_equals_finite_differences(name: str) -> None:
     model, batch = contracts.net(hidden=3), contracts.regression_batch(tasks=3)
@@ -224,7 +227,7 @@ def test_meta_gradient_equals_finite_differences(name: str) -> None:
         close(found[key], reference.finite_difference(loss, p), DIFFERENCES)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_detach_cuts_the_way_through_the_embeddings_only(engine: str) -> None:
     batch = contracts.regression_batch()
     learner = contracts.learner("maml", contracts.net(), engine)
@@ -238,7 +241,7 @@ def test_detach_cuts_the_way_through_the_embeddings_only(engine: str) -> None:
     assert (a["0.model.body.weight"] - b["0.model.body.weight"]).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_first_order_embeddings_teach_the_start_nothing(engine: str) -> None:
     learner = contracts.learner("maml", contracts.net(), engine, first_order=True)
     batch = contracts.regression_batch()
@@ -250,7 +253,7 @@ def test_first_order_embeddings_teach_the_start_nothing(engine: str) -> None:
         close(a[key], b[key], 1e-12)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_permuting_tasks_permutes_the_relations(engine: str) -> None:
     learner, reg = contracts.learner("maml", contracts.net(), engine), regularizer()
     batch, order = contracts.regression_batch(), torch.tensor([2, 0, 3, 1])
@@ -259,7 +262,7 @@ def test_permuting_tasks_permutes_the_relations(engine: str) -> None:
     close(other.relations, one.relations[order][:, order], 1e-12)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_without_gradients(engine: str) -> None:
     learner, reg = contracts.learner("maml", contracts.net(), engine), regularizer()
     batch = contracts.regression_batch()
@@ -269,7 +272,7 @@ def test_without_gradients(engine: str) -> None:
     close(found.loss, reg(learner, batch).loss.detach(), 1e-12)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_zero_steps_relate_nothing_and_stay_finite(engine: str) -> None:
     learner = contracts.learner("maml", contracts.net(), engine, steps=0)
     reg = regularizer(normalize="sum")
@@ -281,7 +284,7 @@ def test_zero_steps_relate_nothing_and_stay_finite(engine: str) -> None:
     )
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_only_what_adapts_is_sketched(engine: str) -> None:
     """Frozen parameters do not adapt; those that the loss does not use stay where they are."""
     model, batch = contracts.net(), contracts.regression_batch()
@@ -399,7 +402,7 @@ def test_lambda_zero_asks_nothing_of_the_learner() -> None:
 
 
 @pytest.mark.unchecked
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_a_learner_that_descends_no_gradient_is_refused(engine: str) -> None:
     protonet = contracts.learner("protonet", contracts.net(), engine)
     message = r"ProtoNet descends no gradient. Use InputEncoder, LabelledEncoder or FunctionEncoder"

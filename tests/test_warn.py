@@ -12,9 +12,9 @@ from trlearner.warn import warn
 
 @pytest.mark.unchecked
 def test_from_within_the_library_it_points_here() -> None:
-    learner = tr.MAML(nn.Linear(1, 1), steps=1)
-    reg = tr.TRLearner(encoder=tr.InputEncoder(None, dim=1))
-    x = torch.rand(1, 3, 1)
+    learner = tr.MAML(nn.Linear(2, 2), steps=1)
+    reg = tr.TRLearner(encoder=tr.InputEncoder(None, dim=2))
+    x = torch.rand(1, 3, 2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         reg(learner, tr.TaskBatch(support=(x, x), query=(x, x)))

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trlearner.warn import warn
+
 EPSILON = 1e-6
 """Keeps the cosine of a zero vector, and its gradient, finite."""
 
@@ -50,7 +52,7 @@ class TaskRelation(nn.Module):
     """The multi-headed similarity layer: ``[tasks, dim] -> M [tasks, tasks]``.
 
     Args:
-        dim: The width of a task embedding.
+        dim: The width of a task embedding, at least 2: a cosine of single numbers is 1 or -1.
         heads: How many views of it are compared.
         noise: Standard deviation of the heads around 1 at the start, so that they differ.
         generator: Draws that noise; by default one of its own, so that the global random state is
@@ -73,6 +75,11 @@ class TaskRelation(nn.Module):
         for name, value in (("dim", dim), ("heads", heads)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        if dim == 1:
+            warn(
+                "dim must be at least 2 to tell tasks apart, got 1: the cosine of two numbers is 1 or -1, "
+                "so the relations learn nothing. Give the encoder a larger dim."
+            )
         if generator is None:
             generator = torch.Generator().manual_seed(0)
         self.weight = nn.Parameter(1 + noise * torch.randn(heads, dim, generator=generator))

@@ -71,7 +71,7 @@ class Contender:
             )
         self.draws = _endless(sampler or tr.UniformTaskSampler(range(POOL), tasks))
         self.reg = tr.TRLearner(
-            tr.InputEncoder(None, dim=1), lam=0.0, loss_fn=loss_fn, sampler=sampler
+            tr.LabelledEncoder(None, dim=32), lam=0.0, loss_fn=loss_fn, sampler=sampler
         )
         self.optimizer = torch.optim.Adam(self.learner.parameters())
 
