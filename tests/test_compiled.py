@@ -283,6 +283,25 @@ def test_another_cause_is_told_without_blaming_the_compiler(fails, monkeypatch) 
     assert isinstance(raised.value.__cause__, AssertionError)
 
 
+@pytest.mark.unchecked
+def test_inductor_sees_inputs_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Up to torch 2.8 it takes those of the graph's placeholders, and refuses to mix them with others.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch._inductor import compile_fx
+    seen = []
+
+    def compile(graph, inputs):  # type: ignore[no-untyped-def]
+        places = graph.graph.find_nodes(op="placeholder")
+        seen.append(all(p.meta["val"] is t for p, t in zip(places, inputs, strict=True)))
+        return graph
+
+    monkeypatch.setattr(compile_fx, "compile_fx", compile)
+    learner = contracts.learner("maml", contracts.net(), "compiled", steps=1)
+    regularizer()(learner, contracts.regression_batch())
+    assert seen == [True]
+
+
 @pytest.mark.slow
 @pytest.mark.unchecked
 def test_a_hundred_compiled_steps_follow_batched() -> None:

@@ -138,6 +138,10 @@ def _inductor(
             # bypassed, and a second process would compile all over again.
             fake = FakeTensorMode(shape_env=ShapeEnv())
             fakes = [fake.from_tensor(t.detach(), static_shapes=True) for t in example]
+            for node, value in zip(graph.graph.find_nodes(op="placeholder"), fakes, strict=True):
+                node.meta["val"] = (
+                    value  # some releases of torch compile for these, not for `fakes`
+                )
             # With fallback_random, random layers draw what they would draw without a compiler. A
             # wrapper in C++ calls small kernels with half the delay of one in Python.
             with (
