@@ -33,14 +33,14 @@ from trlearner.rows import part_of
 from trlearner.sampler.select import Select, select_samples
 from trlearner.samples import Samples
 from trlearner.seam import Engine, TaskLearner
-from trlearner.types import Fast, LossFn, State
+from trlearner.types import Fast, LossFn, SeesParts, State
 
 PREFIX = "regularizer."
 """Where the state keeps what is the regularizer's."""
 
 
 @runtime_checkable
-class Settings(Protocol):
+class Settings(Protocol, metaclass=SeesParts):
     """What the step needs to know of a `TRLearner`; none of it is a tensor that is trained."""
 
     encoder: Encoder
