@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CONSTRAINTS := constraints.txt
 ARGS ?=
 # Peers whose own requirements fit no recent torch; what the tests use of them needs none of these.
 ALONE := easyfsl torchmeta
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow lint types bench clean
+.PHONY: help demo test test-all test-slow lint types bench gpu matrix fuzz clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,15 +38,24 @@ types: $(READY) ## Check the types of the library
 bench: $(READY) ## Time our engines and installed peers
 	$(BIN)/python -m trlearner.experiments.bench $(ARGS)
 
+gpu: $(READY) ## Check and time everything on a CUDA device, in 8 minutes
+	$(BIN)/python -m trlearner.experiments.bench.gpu $(ARGS)
+
+matrix: ## Run `make test` on every Python found, and on the lowest and the newest torch
+	$(PYTHON) tests/matrix.py
+
+fuzz: $(READY) ## Compare engines on random cases (docs/fuzz.md)
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
+
 clean: ## Remove the environment, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find trlearner experiments integrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed once, and again when a requirement changes. The build tool is pinned, too: hence
 # setuptools first and no build isolation.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq -c constraints.txt setuptools
-	$(BIN)/python -m pip install -qq -c constraints.txt --no-build-isolation -e ".[experiments,dev]"
-	$(BIN)/python -m pip install -qq -c constraints.txt --no-deps $(ALONE)
+	$(BIN)/python -m pip install -qq -c $(CONSTRAINTS) setuptools
+	$(BIN)/python -m pip install -qq -c $(CONSTRAINTS) --no-build-isolation -e ".[experiments,dev]"
+	$(BIN)/python -m pip install -qq -c $(CONSTRAINTS) --no-deps $(ALONE)
 	@touch $@

@@ -4,7 +4,9 @@ That the traced graph computes what the formulas say is tested with the other en
 test_engines.py, test_learners.py and test_regularizer.py.
 """
 
+import sys
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -244,18 +246,63 @@ def test_inductor_equals_batched_within_rounding(cell: str, capfd) -> None:  # t
     assert "trlearner: compiling " in capfd.readouterr().err
 
 
-@pytest.mark.unchecked
-def test_no_compiler_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*arguments):  # type: ignore[no-untyped-def]
-        raise FileNotFoundError("no working C++ compiler found")
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`fails(text)` takes a step on `compiled` with an Inductor that raises."""
 
+    def run(text: str) -> None:
+        def broken(*arguments):  # type: ignore[no-untyped-def]
+            raise AssertionError(text)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torch._inductor import compile_fx
+        monkeypatch.setattr(compile_fx, "compile_fx", broken)
+        learner = contracts.learner("maml", contracts.net(), "compiled", steps=1)
+        regularizer()(learner, contracts.regression_batch())
+
+    return run
+
+
+@pytest.mark.unchecked
+def test_no_compiler_is_an_error_that_says_what_to_do(fails, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    with pytest.raises(
+        RuntimeError,
+        match=r"no working C.*\nInductor needs a C\+\+ compiler, and there is no 'no-such-compiler -O2': "
+        "install it, or set CXX. Use engine='batched'",
+    ):
+        fails("no working C++ compiler found")
+
+
+@pytest.mark.unchecked
+def test_another_cause_is_told_without_blaming_the_compiler(fails, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", f"{sys.executable} -B")  # something that is there
+    with pytest.raises(
+        RuntimeError, match=r"fake mode doesn't match\nUse engine='batched'"
+    ) as raised:
+        fails("fake mode doesn't match")
+    assert "C++" not in str(raised.value)
+    assert isinstance(raised.value.__cause__, AssertionError)
+
+
+@pytest.mark.unchecked
+def test_inductor_sees_inputs_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Up to torch 2.8 it takes those of the graph's placeholders, and refuses to mix them with others.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch._inductor import compile_fx
-    monkeypatch.setattr(compile_fx, "compile_fx", missing)
+    seen = []
+
+    def compile(graph, inputs):  # type: ignore[no-untyped-def]
+        places = graph.graph.find_nodes(op="placeholder")
+        seen.append(all(p.meta["val"] is t for p, t in zip(places, inputs, strict=True)))
+        return graph
+
+    monkeypatch.setattr(compile_fx, "compile_fx", compile)
     learner = contracts.learner("maml", contracts.net(), "compiled", steps=1)
-    with pytest.raises(RuntimeError, match="no working C.*\n.*Use engine='batched'"):
-        regularizer()(learner, contracts.regression_batch())
+    regularizer()(learner, contracts.regression_batch())
+    assert seen == [True]
 
 
 @pytest.mark.slow

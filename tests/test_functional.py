@@ -222,6 +222,15 @@ def frozen() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2))).eval()
 
 
+def test_statistics_that_were_set_back_are_refused():
+    layer = nn.BatchNorm1d(2)
+    layer(torch.randn(4, 2))
+    check_statistics(layer.eval())
+    layer.reset_running_stats()
+    with pytest.raises(ValueError, match="evaluation mode needs running statistics"):
+        check_statistics(layer)
+
+
 def test_statistics_that_were_never_updated_are_refused():
     both = nn.Sequential(nn.BatchNorm1d(2), nn.InstanceNorm1d(2, track_running_stats=True)).eval()
     with pytest.raises(

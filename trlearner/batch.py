@@ -210,7 +210,9 @@ def _stack(pairs: Sequence[Pair], name: str) -> Samples:
         ) from None
     if min(sizes) == longest:
         return Samples(x, y)
-    mask = torch.arange(longest, device=x.device) < torch.tensor(sizes, device=x.device)[:, None]
+    # Row by row: a tensor of the sizes would have to be copied to a GPU, which waits for it.
+    place = torch.arange(longest, device=x.device)
+    mask = torch.stack([place < size for size in sizes])
     return Samples(x, y, mask)
 
 

@@ -18,12 +18,12 @@ from trlearner.output import Term
 from trlearner.samples import Pair
 from trlearner.seam import Engine
 from trlearner.two_phase import Adapt, Answer, Cut, cut
-from trlearner.types import LossFn
+from trlearner.types import LossFn, SeesParts
 from trlearner.warn import warn
 
 
 @runtime_checkable
-class Regularizer(Protocol):
+class Regularizer(Protocol, metaclass=SeesParts):
     """What collecting needs of `TRLearner`."""
 
     lam: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -99,13 +100,24 @@ def check_statistics(module: nn.Module, name: str = "model") -> None:
 
 
 def _never_updated(layer: _NormBase) -> bool:
-    mean, var = layer.running_mean, layer.running_var
+    mean, var, batches = layer.running_mean, layer.running_var, layer.num_batches_tracked
     if not layer.track_running_stats or mean is None or var is None:
         return False
-    if layer.num_batches_tracked is not None and int(layer.num_batches_tracked) > 0:
+    # To read a value is to wait for a GPU: it is read once, and again when the statistics were written to.
+    statistics = [t for t in (mean, var, batches) if t is not None]
+    written = [(id(t), -1 if t.is_inference() else t._version) for t in statistics]
+    if _updated.get(layer) == written:
         return False
+    counted = batches is not None and int(batches) > 0
     # Weights saved without the counter still bring statistics of their own.
-    return bool((mean == 0).all() and (var == 1).all())
+    if not counted and bool((mean == 0).all() and (var == 1).all()):
+        return True
+    _updated[layer] = written
+    return False
+
+
+_updated: weakref.WeakKeyDictionary[_NormBase, list[tuple[int, int]]] = weakref.WeakKeyDictionary()
+"""Layers whose running statistics were seen to be updated, and how often these had been written to."""
 
 
 def per_task(

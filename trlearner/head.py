@@ -14,7 +14,7 @@ from trlearner.engines import loop
 from trlearner.rows import unbound
 from trlearner.samples import Samples
 from trlearner.seam import TaskLearner, Through
-from trlearner.types import Fast, LossFn, State
+from trlearner.types import Fast, LossFn, SeesParts, State
 
 
 def before(model: nn.Module, head: str, run: Callable[[], Any]) -> Tensor:
@@ -112,7 +112,7 @@ _checked: weakref.WeakKeyDictionary[HasModel, set[str]] = weakref.WeakKeyDiction
 
 
 @runtime_checkable
-class HasModel(TaskLearner, Protocol):
+class HasModel(TaskLearner, Protocol, metaclass=SeesParts):
     """A learner that adapts a model."""
 
     model: nn.Module

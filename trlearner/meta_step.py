@@ -33,14 +33,14 @@ from trlearner.rows import part_of
 from trlearner.sampler.select import Select, select_samples
 from trlearner.samples import Samples
 from trlearner.seam import Engine, TaskLearner
-from trlearner.types import Fast, LossFn, State
+from trlearner.types import Fast, LossFn, SeesParts, State
 
 PREFIX = "regularizer."
 """Where the state keeps what is the regularizer's."""
 
 
 @runtime_checkable
-class Settings(Protocol):
+class Settings(Protocol, metaclass=SeesParts):
     """What the step needs to know of a `TRLearner`; none of it is a tensor that is trained."""
 
     encoder: Encoder
@@ -200,13 +200,19 @@ def _mixture(
     """Each task's (chosen) queries as its neighbours' mixture predicts them, and those queries."""
     asked_learner = asking(settings, learner)
     asked = questions(asked_learner, batch.query, features, draws.queries)
-    neighbours = None
+    neighbours = asked_models = None
     others = len(batch) - 1
     wanted = others if settings.top_k is None else min(settings.top_k, others)
     # Whoever asks model by model and task by task need not ask a task's own, which has no weight.
-    one_by_one = asked_learner.couples_samples() and engine.name not in TOGETHER
-    if wanted < others or (one_by_one and others):
-        neighbours = nearest(relations.detach(), wanted).sort(1).values.T.contiguous()
+    one_by_one = engine.name not in TOGETHER
+    if wanted < others or (one_by_one and asked_learner.couples_samples() and others):
+        if wanted < others:
+            neighbours = nearest(relations.detach(), wanted).sort(1).values.T.contiguous()
+            # Python asks one model after the other, so it has to know their numbers.
+            asked_models = neighbours.cpu() if one_by_one else neighbours
+        else:  # they are known beforehand, and nobody waits for a GPU
+            neighbours = all_others(len(batch), relations.device)
+            asked_models = all_others(len(batch), torch.device("cpu"))
         weights = weights.gather(1, neighbours.T)
         if alignment is not None:
             tasks = torch.arange(len(batch), device=neighbours.device)
@@ -215,7 +221,7 @@ def _mixture(
 
     def ask(part: slice) -> Tensor:
         some = part_of(fast, part) if neighbours is None else fast
-        who = None if neighbours is None else neighbours[part]
+        who = None if asked_models is None else asked_models[part]
         found = engine.cross(asked_learner, state, some, asked.features, asked.mask, who)
         if asked.later is None:
             return found
@@ -230,6 +236,18 @@ def _mixture(
         size = within_budget(ask, models, settings.memory_budget, features)
     found = mixed_in_chunks(ask, mixed, models, size, adds=kind == "values")
     return found, asked.chosen
+
+
+def all_others(tasks: int, device: torch.device) -> Tensor:
+    """Every model but the task's own, for each task: ``[tasks - 1 models, tasks]``.
+
+    Example:
+        >>> all_others(3, torch.device("cpu"))
+        tensor([[1, 0, 0],
+                [2, 2, 1]])
+    """
+    place = torch.arange(tasks - 1, device=device)[:, None]
+    return place + (place >= torch.arange(tasks, device=device))
 
 
 def prototypes_of(

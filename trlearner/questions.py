@@ -57,7 +57,7 @@ def query_keys(share: float, tasks: int, total: int, generator: torch.Generator)
 
 def choose_queries(share: float, keys: Tensor, query: Samples) -> Tensor:
     """The share of queries with the lowest keys ``[tasks, chosen]``, real ones first."""
-    keys = keys.to(query.x.device)
+    keys = keys.to(query.x.device, non_blocking=True)  # the other way it would be unsafe
     if query.mask is not None:
         keys = torch.where(query.mask, keys, 2.0)
     return keys.argsort(1)[:, : math.ceil(share * query.x.shape[1])]

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from trlearner.experiments.bench.contender import Build, Contender, of_torch
 from trlearner.experiments.bench.workload import OUTER_RATE, Workload
 
@@ -24,20 +25,8 @@ VARIANTS: Mapping[str, Mapping[str, float]] = {
 
 def ours(workload: Workload, engine: str, variant: str) -> Contender:
     """The whole public call, as the README has it: forward, backward, optimizer."""
-    net, options = workload.net(), dict[str, Any](VARIANTS[variant])
-    learner = workload.learner(net, engine)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        reg = tr.TRLearner(
-            encoder=workload.encoder(net),
-            loss_fn=workload.loss,
-            generator=torch.Generator().manual_seed(2),
-            **workload.relation,
-            **options,
-        )
-        if options["lam"]:  # gives the encoder's layers their widths, for the optimizer
-            reg.encoder.prepare(learner, workload.batch)
-            reg.to(workload.batch.query.x.dtype)
+    net, options = workload.net(), VARIANTS[variant]
+    learner, reg = pair(workload, net, engine, options)
     trained = [*learner.parameters(), *(reg.parameters() if options["lam"] else ())]
     outer = torch.optim.Adam(trained, lr=OUTER_RATE, fused=True)
 
@@ -47,6 +36,27 @@ def ours(workload: Workload, engine: str, variant: str) -> Contender:
         outer.step()
 
     return of_torch(step, net)
+
+
+def pair(
+    workload: Workload, net: nn.Sequential, engine: str, options: Mapping[str, Any]
+) -> tuple[tr.Learner, tr.TRLearner]:
+    """The learner of a network and its regularizer, where the tasks are and in their precision."""
+    batch, learner = workload.batch, workload.learner(net, engine)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        reg = tr.TRLearner(
+            encoder=workload.encoder(net),
+            loss_fn=workload.loss,
+            generator=torch.Generator().manual_seed(2),
+            **workload.relation,
+            **options,
+        ).to(batch.query.x.device)
+        if options["lam"]:  # gives the encoder's layers their widths, for the optimizer
+            reg.encoder.prepare(learner, batch)
+            reg.to(batch.query.x.dtype)
+    learner.to(batch.query.x.device, batch.query.x.dtype)  # rates and transformations, too
+    return learner, reg
 
 
 REFERENCE = "loop"

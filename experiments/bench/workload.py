@@ -69,6 +69,10 @@ class Workload:
             self, build=lambda: self.build().double(), batch=self.batch.to(torch.float64)
         )
 
+    def to(self, device: torch.device) -> Workload:
+        """The same weights and tasks on a device."""
+        return replace(self, build=lambda: self.build().to(device), batch=self.batch.to(device))
+
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Support inputs and targets, query inputs and targets: each ``[tasks, samples, ...]``."""
         (xs, ys, _), (xq, yq, _) = self.batch.support, self.batch.query

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trlearner import functional
 from trlearner.learners.protocol import MODEL, Learner, living, watching
-from trlearner.types import State
+from trlearner.types import SeesParts, State
 
 
 class Extractor(nn.Module):
@@ -103,7 +103,7 @@ class Extractor(nn.Module):
 
 
 @runtime_checkable
-class HasExtractor(Protocol):
+class HasExtractor(Protocol, metaclass=SeesParts):
     """An encoder that describes a task by features of its samples."""
 
     extractor: Extractor

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -121,6 +125,7 @@ def _trace(
 def _inductor(
     graph: torch.fx.GraphModule, example: list[Tensor]
 ) -> Callable[..., Sequence[Tensor]]:
+    on_cpu = all(t.device.type == "cpu" for t in example)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -133,9 +138,12 @@ def _inductor(
             # bypassed, and a second process would compile all over again.
             fake = FakeTensorMode(shape_env=ShapeEnv())
             fakes = [fake.from_tensor(t.detach(), static_shapes=True) for t in example]
+            for node, value in zip(graph.graph.find_nodes(op="placeholder"), fakes, strict=True):
+                node.meta["val"] = (
+                    value  # some releases of torch compile for these, not for `fakes`
+                )
             # With fallback_random, random layers draw what they would draw without a compiler. A
             # wrapper in C++ calls small kernels with half the delay of one in Python.
-            on_cpu = all(t.device.type == "cpu" for t in example)
             with (
                 config.patch(fallback_random=True, cpp_wrapper=on_cpu),
                 tracing(TracingContext(fake)),
@@ -146,10 +154,24 @@ def _inductor(
             compiled(*example)
     except Exception as error:
         raise NotCompilable(
-            f"engine='compiled' could not compile this meta-step: {error}\nInductor needs a C++ "
-            "compiler (g++ or clang++) on a CPU, and Triton on a GPU. Use engine='batched'."
+            f"engine='compiled' could not compile this meta-step: {error}\n"
+            f"{_missing(on_cpu)}Use engine='batched'."
         ) from error
     return compiled
+
+
+def _missing(on_cpu: bool) -> str:
+    """What Inductor needs and is not there; empty where the cause lies elsewhere."""
+    if on_cpu:
+        # As Inductor looks for it; CXX may hold arguments, too.
+        name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+        if shutil.which(shlex.split(name)[0]) is None:
+            return (
+                f"Inductor needs a C++ compiler, and there is no {name!r}: install it, or set CXX. "
+            )
+    elif importlib.util.find_spec("triton") is None:
+        return "Inductor needs Triton on a GPU, which is not installed: pip install triton. "
+    return ""
 
 
 def say(text: str) -> None:
