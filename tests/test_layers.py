@@ -718,3 +718,24 @@ def test_an_error_in_the_model_leaves_no_trace(engine: str):
         with pytest.raises(RuntimeError, match="on purpose"):
             regularizer()(learner, batch)
         before.check()
+
+
+# ---- InstanceNorm -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "channels_last", "traced"])
+def test_instance_norm_in_training_mode_records_nothing(engine: str):
+    norm = nn.InstanceNorm1d(3, affine=True, track_running_stats=True)
+    model = nn.Sequential(nn.Conv1d(1, 3, 1), norm, nn.Tanh(), nn.Flatten(), nn.Linear(6, 1))
+    untracked = copy.deepcopy(model).double()
+    untracked[1].track_running_stats = False
+    untracked[1].running_mean = untracked[1].running_var = None
+    x, y = draw(TASKS, SUPPORT, 1, 2), draw(TASKS, SUPPORT, 1)
+    batch = tr.TaskBatch(support=(x, y), query=(x, y))
+    model.double()
+    before = Snapshot(model)
+    agree(
+        meta_step(model, engine, batch, tr.UpdateEncoder(dim=5)),
+        meta_step(untracked, "loop", batch, tr.UpdateEncoder(dim=5)),
+    )
+    before.check()
