@@ -10,7 +10,7 @@ ARGS ?=
 ALONE := easyfsl torchmeta
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types bench clean
+.PHONY: help demo test test-slow lint types bench fuzz clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ types: $(READY) ## Check the types of the library
 
 bench: $(READY) ## Time our engines and installed peers
 	$(BIN)/python -m trlearner.experiments.bench $(ARGS)
+
+fuzz: $(READY) ## Compare engines on random cases (docs/fuzz.md)
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
 
 clean: ## Remove the environment, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
