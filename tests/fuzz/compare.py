@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +17,17 @@ from trlearner.engines.graph import NotCompilable
 
 Values = dict[str, Tensor]
 """All outputs of a meta-step and all its gradients, by name."""
-EXACT, SINGLE = 1e-8, 1e-4
-"""The largest difference, relative to the scale of a value: in float64, and of `compiled` in float32."""
-SMALL = 1e-4
-"""A value far smaller than its kin is compared at so much of their scale: it is a sum of such."""
+
+
+class Tolerance(NamedTuple):
+    """How far two values may differ."""
+
+    relative: float  # to the largest entry of a value
+    small: float  # a value far smaller than its kin, of whom it may be a sum, goes by this share of theirs
+
+
+EXACT, SINGLE = Tolerance(1e-8, 1e-4), Tolerance(1e-4, 1e-2)
+"""In float64, and of engine `compiled` in float32."""
 GRADIENT = "gradient of "
 LIBRARY = str(Path(tr.__file__).parent)
 OF_TORCH = ("Expected more than 1 ",)
@@ -98,7 +106,7 @@ def not_finite(values: Values) -> list[str]:
     return [name for name, t in values.items() if not torch.isfinite(t).all()]
 
 
-def differences(expected: Values, found: Values, tolerance: float) -> list[str]:
+def differences(expected: Values, found: Values, tolerance: Tolerance) -> list[str]:
     """How two runs differ, a line for each value that does; an empty list where they agree."""
     lines = []
     if expected.keys() != found.keys():
@@ -113,9 +121,9 @@ def differences(expected: Values, found: Values, tolerance: float) -> list[str]:
         if one.shape != other.shape:
             lines.append(f"{name}: shapes {list(one.shape)} and {list(other.shape)}")
             continue
-        scale = max(sizes[name], SMALL * kin[name.startswith(GRADIENT)])
+        scale = max(sizes[name], tolerance.small * kin[name.startswith(GRADIENT)])
         worst = _largest(one - other)
-        if not worst <= tolerance * scale:
+        if not worst <= tolerance.relative * scale:
             lines.append(f"{name}: differs by {worst:.3g}, scale {scale:.3g}")
     return sorted(lines)
 

@@ -228,7 +228,7 @@ FAMILIES: dict[str, Layers] = {
         "twice": _twice,
         "batch_norm": lambda: nn.BatchNorm1d(WIDTH),
         "batch_norm bare": lambda: nn.BatchNorm1d(WIDTH, affine=False),
-        "group_norm": lambda: nn.GroupNorm(2, WIDTH),
+        "group_norm": lambda: nn.GroupNorm(1, WIDTH),  # two values would normalize to a sign
     },
     "line": ANYWHERE | _by_channel(1),
     "image": ANYWHERE | _by_channel(2),

@@ -18,6 +18,7 @@ from fuzz.compare import (
     SINGLE,
     Broken,
     Refused,
+    Tolerance,
     Values,
     attempt,
     differences,
@@ -31,7 +32,7 @@ from fuzz.variant import VARIANTS, part
 
 REFERENCE = "loop"
 EAGER = ("higher", "batched", "channels_last")
-TRACED_EVERY, COMPILED_EVERY = 12, 300
+TRACED_EVERY, COMPILED_EVERY = 8, 250
 """Of so many cases one runs on these engines, whose graphs take seconds."""
 SHARE = 0.3
 """Of the variants, those that a case tries."""
@@ -126,7 +127,7 @@ def _run(
     case: Case,
     engines: list[str],
     variants: list[tuple[str, str]],
-    tolerance: float,
+    tolerance: Tolerance,
     tally: Tally,
 ) -> None:
     problem = attempt(lambda: build(case))
@@ -163,7 +164,7 @@ def _run(
 
 
 def _compare(
-    case: Case, way: str, expected: Values, found: Values, tolerance: float, tally: Tally
+    case: Case, way: str, expected: Values, found: Values, tolerance: Tolerance, tally: Tally
 ) -> None:
     tally.counts[way, "compared"] += 1
     if bad := not_finite(found):
@@ -178,4 +179,4 @@ def _failed(case: Case, way: str, failure: Refused | Broken, tally: Tally) -> No
         return
     tally.counts[way, "refused"] += 1
     first = re.sub(r"-?\d+(\.\d+)?(e-?\d+)?", "#", failure.reason.splitlines()[0])
-    tally.reasons[f"{way}: {first[:160]}"] += 1
+    tally.reasons[first[:160]] += 1
