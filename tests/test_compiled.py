@@ -465,3 +465,34 @@ def test_auto_goes_on_without_a_compiler_and_says_so_once(monkeypatch: pytest.Mo
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert reg(learner, batch).engine == "batched"
+
+
+def test_layouts_that_tracing_does_not_foresee_are_no_obstacle() -> None:
+    """torch foresees another layout for the derivative of softplus than its kernel gives."""
+    model = nn.Sequential(
+        nn.Conv1d(2, 3, 3), nn.Softplus(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(3, 1)
+    ).double()
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, 2, 6, generator=g, dtype=torch.float64)
+    batch = tr.TaskBatch(support=(x, x.mean((2, 3))[..., None]), query=(x, x[..., :1, 0]))
+    reg = tr.TRLearner(tr.UpdateEncoder(dim=6)).double()
+    found = {}
+    for engine in ("traced", "batched"):
+        learner = tr.MAML(model, lr=0.1, steps=0, engine=engine)
+        found[engine] = contracts.gradients(reg(learner, batch).loss, learner)
+    for name, expected in found["batched"].items():
+        close(found["traced"][name], expected, 1e-12)
+
+
+def test_lambda_is_as_precise_as_the_parameters_where_inputs_are_tokens() -> None:
+    g = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 3), nn.Flatten(), nn.Linear(12, 1)).double()
+    x, y = torch.randint(7, (3, 2, 4), generator=g), torch.ones(3, 2, 1).double()
+    batch = tr.TaskBatch(support=(x, y), query=(x, y))
+    reg = tr.TRLearner(tr.UpdateEncoder(dim=6), lam=0.7).double()
+    traced, batched = (
+        reg(tr.MAML(model, lr=0.1, steps=1, engine=engine), batch)
+        for engine in ("traced", "batched")
+    )
+    assert batched.relation_loss > 0.1
+    close(traced.loss, batched.loss, 1e-13)

@@ -192,3 +192,15 @@ M, F_, Y = torch.eye(4), torch.zeros(4, 4, 15, 5), torch.zeros(4, 15, 5)
 def test_errors_name_argument_value_and_remedy(arguments, options, match: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=match):
         tr.relation_consistency(*arguments, **options)
+
+
+@pytest.mark.parametrize("mixture", ["values", "logits"])
+@pytest.mark.parametrize("answers", [torch.float64, torch.float32, torch.bfloat16])
+def test_an_alignment_of_another_precision_is_taken(mixture, answers) -> None:
+    """Prototypes of whole numbers, or a regularizer that was not cast along with the model."""
+    f, w = predictions(3, 3).to(answers), tr.relation_weights(relations(3, 3))
+    alignment = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    found = mix(f, w, mixture, alignment)
+    # log_softmax rounds to the precision of the answers.
+    rounding = 2**-6 if answers == torch.bfloat16 else 1e-5
+    close(found.double(), mix(f.double(), w, mixture, alignment.double()), rounding)

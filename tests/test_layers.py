@@ -721,3 +721,59 @@ def test_an_error_in_the_model_leaves_no_trace(engine: str):
         with pytest.raises(RuntimeError, match="on purpose"):
             regularizer()(learner, batch)
         before.check()
+
+
+# ---- InstanceNorm -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "channels_last", "traced"])
+def test_instance_norm_in_training_mode_records_nothing(engine: str):
+    norm = nn.InstanceNorm1d(3, affine=True, track_running_stats=True)
+    model = nn.Sequential(nn.Conv1d(1, 3, 1), norm, nn.Tanh(), nn.Flatten(), nn.Linear(6, 1))
+    untracked = copy.deepcopy(model).double()
+    untracked[1].track_running_stats = False
+    untracked[1].running_mean = untracked[1].running_var = None
+    x, y = draw(TASKS, SUPPORT, 1, 2), draw(TASKS, SUPPORT, 1)
+    batch = tr.TaskBatch(support=(x, y), query=(x, y))
+    model.double()
+    before = Snapshot(model)
+    agree(
+        meta_step(model, engine, batch, tr.UpdateEncoder(dim=5)),
+        meta_step(untracked, "loop", batch, tr.UpdateEncoder(dim=5)),
+    )
+    before.check()
+
+
+# ---- layers and vmap ----------------------------------------------------------------------------
+
+
+def sequences() -> tr.TaskBatch:
+    x = draw(TASKS, SUPPORT, 3, 4)
+    return tr.TaskBatch(support=(x, x.mean((2, 3))[..., None].tanh()), query=(x, x[..., 0, :1]))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_in_either_mode_runs_on_all_tasks_at_once(training: bool):
+    """In evaluation mode it has a kernel without a derivative, which vmap must not make it take."""
+    layer = nn.TransformerEncoderLayer(4, 2, 4, dropout=0.0, batch_first=True)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(12, 1)).double().train(training)
+    encoder = tr.UpdateEncoder(dim=5)
+    batch = sequences()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        agree(meta_step(model, "batched", batch, encoder), meta_step(model, "loop", batch, encoder))
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_layer_that_vmap_cannot_run_is_refused_with_the_way_out():
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(4, 3, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.gru(x)[0][:, -1]
+
+    model = nn.Sequential(Last(), nn.Linear(3, 1)).double()
+    text = r"(?s)engine='batched'.*cannot run this model: .*gru.*Use engine='auto' or 'loop'"
+    with pytest.raises(RuntimeError, match=text):
+        meta_step(model, "batched", sequences(), tr.UpdateEncoder(dim=5))

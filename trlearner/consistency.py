@@ -104,9 +104,11 @@ def mix(
     share = weights.T.reshape(*weights.T.shape, *[1] * (predictions.ndim - 2))
     if mixture == "values":
         if alignment is not None:
+            # A product takes two of one kind, but prototypes may be coarser than the model, or finer.
+            dtype = torch.promote_types(predictions.dtype, alignment.dtype)
             predictions = einsum(
-                predictions,
-                alignment,
+                predictions.to(dtype),
+                alignment.to(dtype),
                 "models tasks queries theirs, models tasks classes theirs -> "
                 "models tasks queries classes",
             )

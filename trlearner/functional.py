@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from trlearner.types import State
@@ -35,13 +36,13 @@ def pure_call(module: nn.Module, state: State, *args: Any) -> Any:
     """
     given: dict[str, Tensor] = {}
     first: dict[int, str] = {}
-    for prefix, one in module.named_modules():
-        for name, tensor in (*one._parameters.items(), *one._buffers.items()):
-            if tensor is not None:
-                path = f"{prefix}.{name}" if prefix else name
-                value = state.get(first.setdefault(id(tensor), path), tensor)
-                given[path] = value.clone() if name in one._buffers else value
     with discarded_statistics(module):
+        for prefix, one in module.named_modules():
+            for name, tensor in (*one._parameters.items(), *one._buffers.items()):
+                if tensor is not None:
+                    path = f"{prefix}.{name}" if prefix else name
+                    value = state.get(first.setdefault(id(tensor), path), tensor)
+                    given[path] = value.clone() if name in one._buffers else value
         # Ties are resolved above: torch would swap a module of two names twice, and restore once.
         return torch.func.functional_call(module, given, args, tie_weights=False)
 
@@ -57,13 +58,23 @@ def discarded_statistics(module: nn.Module) -> Iterator[None]:
         for m in module.modules()
         if isinstance(m, _NormBase) and m.training and m.track_running_stats
     ]
+    # InstanceNorm records in whatever statistics it has, tracked or not.
+    lent = [
+        (m, {name: m._buffers[name] for name in ("running_mean", "running_var")})
+        for m in layers
+        if isinstance(m, _InstanceNorm)
+    ]
     for layer in layers:
         layer.track_running_stats = False
+    for layer, statistics in lent:
+        layer._buffers.update(dict.fromkeys(statistics))
     try:
         yield
     finally:
         for layer in layers:
             layer.track_running_stats = True
+        for layer, statistics in lent:
+            layer._buffers.update(statistics)
 
 
 def couples_samples(module: nn.Module) -> bool:

@@ -110,9 +110,35 @@ def loss(loss_fn: LossFn, predictions: Tensor, y: Tensor, mask: Tensor | None) -
     return _vmap(lambda p, t, m: task_loss(loss_fn, p, t, m), in_dims)(predictions, y, mask)
 
 
+class NotBatchable(RuntimeError):
+    """``torch.vmap`` has no way to run a layer of the model."""
+
+
 def _vmap(function, in_dims=0):  # type: ignore[no-untyped-def]
     # "different" gives every task noise of its own, as a loop would.
-    return torch.vmap(function, in_dims=in_dims, randomness="different")
+    mapped = torch.vmap(function, in_dims=in_dims, randomness="different")
 
+    def run(*arguments):  # type: ignore[no-untyped-def]
+        # Attention takes a kernel without a derivative where nothing seems to require a gradient, as it
+        # seems of all tensors under vmap.
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            return mapped(*arguments)
+        except RuntimeError as error:
+            if isinstance(error, NotBatchable) or not any(w in str(error) for w in OF_VMAP):
+                raise
+            raise NotBatchable(
+                "torch.vmap, by which engine='batched' runs all tasks at once, cannot run this model: "
+                f"{error}\nUse engine='auto' or 'loop'."
+            ) from error
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+    return run
+
+
+OF_VMAP = ("Batching rule not implemented", "vmap")
+"""What tells torch's complaints about ``vmap`` from others."""
 
 ENGINE = Engine("batched", embed, adapt, predict, cross, loss)

@@ -6,8 +6,8 @@ BatchNorm gets a second derivative that keeps that layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trlearner.engines import loop
 from trlearner.engines.batch_norm import CheapNorms
+from trlearner.engines.group_norm import SafeGroupNorms
 from trlearner.seam import Engine, InnerLoop, TaskLearner, Through
 from trlearner.types import Fast, State
 
@@ -48,8 +49,10 @@ class _Laid(Through[TaskLearner]):
         with self._norms():
             return self.learner.predict(state, fast, laid_out(features))
 
-    def _norms(self) -> AbstractContextManager[Any]:
-        return CheapNorms() if self.learner.couples_samples() else nullcontext()
+    @contextmanager
+    def _norms(self) -> Iterator[None]:
+        with SafeGroupNorms(), CheapNorms() if self.learner.couples_samples() else nullcontext():
+            yield
 
 
 def _laid(function: Callable[..., Any]) -> Callable[..., Any]:

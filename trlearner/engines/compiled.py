@@ -12,6 +12,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import fields, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -189,7 +190,9 @@ def _flatten(state: State, batch: TaskBatch, draws: Draws) -> dict[str, Tensor]:
     found = {STATE + name: tensor for name, tensor in state.items()}
     found |= _parts("support", batch.support) | _parts("query", batch.query)
     if draws.related:
-        dtype = query.dtype if query.is_floating_point() else None
+        # Tokens have no precision of their own; then it is that of the parameters.
+        kinds = [query.dtype] if query.is_floating_point() else [t.dtype for t in state.values()]
+        dtype = reduce(torch.promote_types, (kind for kind in kinds if kind.is_floating_point))
         for name in ("lam", "temperature"):
             # `torch.tensor` would copy from the CPU, and wait for a GPU to have done all that came before.
             found[name] = torch.full((), getattr(draws, name), dtype=dtype, device=query.device)

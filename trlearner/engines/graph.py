@@ -91,7 +91,7 @@ def build(
             "a buffer or an argument. Use engine='batched' or 'auto'."
         ) from error
     if not compile:
-        return Graph(traced, outputs, trained)
+        return Graph(_reshaping(traced), outputs, trained)
     say(f"compiling {len(traced.graph.nodes)} operations, traced in {_since(started)}...")
     graph = Graph(_inductor(traced, list(inputs.values())), outputs, trained)
     say(f"compiled in {_since(started)}; further steps reuse it.")
@@ -120,6 +120,15 @@ def _trace(
 
     graph = make_fx(flat, tracing_mode="fake")(*(t.detach() for t in inputs.values()))
     return graph, seen[0], seen[1]
+
+
+def _reshaping(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The graph with `reshape` for `view`: kernels may lay out results otherwise than tracing foresaw."""
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    graph.recompile()
+    return graph
 
 
 def _inductor(

@@ -1,0 +1,1 @@
+"""A differential fuzzer: random models, learners, options and tasks; engines must agree on each."""
