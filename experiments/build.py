@@ -24,6 +24,10 @@ def problems() -> dict[str, Builder]:
     return found
 
 
+ASKED = ("shots", "queries", "ways", "train_tasks", "pool", "options")
+"""The settings that a problem is made with."""
+
+
 def make_problem(config: Config, data_dir: Path | None, device: str) -> Problem:
     """The problem that a config names.
 
@@ -34,8 +38,7 @@ def make_problem(config: Config, data_dir: Path | None, device: str) -> Problem:
     known = problems()
     if config.problem not in known:
         raise ValueError(f"problem must be one of {', '.join(known)}, got {config.problem!r}.")
-    asked = ("shots", "queries", "ways", "train_tasks", "pool", "options")
-    given = {name: getattr(config, name) for name in asked}
+    given = {name: getattr(config, name) for name in ASKED}
     return known[config.problem](Request(data_dir=data_dir, device=device, **given))
 
 
