@@ -66,6 +66,10 @@ def test_interrupted_it_says_how_to_go_on(
             ["run", "regression/sinusoid", "--pool", "3"],
             "pool must hold the 5 support and 10 query",
         ),
+        (
+            ["run", "drugs/synthetic", "--options", "bits=[1]"],
+            "drugs/synthetic cannot be made with the options {'bits': [1]}",
+        ),
         (["run", "images/omniglot"], "Omniglot"),
     ],
 )
