@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from functools import cache, partial
 from typing import Any
 
 from trlearner.experiments.setting import given
@@ -37,33 +38,35 @@ def parse(kind: Any, arguments: Sequence[str], prog: str, **more: Any) -> Any:
         raise ValueError(f"{_sentence(errors.getvalue())} {prog} --help says more.") from None
 
 
+@cache
 def _numbers() -> Any:
     """Numbers as Python reads them; tyro's own rule makes a 1 of 1.5."""
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+    from tyro.constructors import ConstructorRegistry
 
     registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def rule(info: Any) -> Any:
-        if info.type not in (int, float):
-            return None
-        expected = "a whole number" if info.type is int else "a number"
-
-        def read(words: list[str]) -> Any:
-            try:
-                return info.type(words[0])
-            except ValueError:
-                raise ValueError(f"expected {expected}, got {given(words[0])}") from None
-
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar=info.type.__name__.upper(),
-            instance_from_str=read,
-            is_instance=lambda value: type(value) in (int, info.type),
-            str_from_instance=lambda value: [str(value)],
-        )
-
+    specs = {kind: _spec(kind) for kind in (int, float)}
+    registry.primitive_rule(lambda info: specs.get(info.type))
     return registry
+
+
+def _spec(kind: type) -> Any:
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=partial(_number, kind),
+        is_instance=lambda value: type(value) in (int, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _number(kind: type, words: list[str]) -> Any:
+    try:
+        return kind(words[0])
+    except ValueError:
+        expected = "a whole number" if kind is int else "a number"
+        raise ValueError(f"expected {expected}, got {given(words[0])}") from None
 
 
 def _sentence(box: str) -> str:
