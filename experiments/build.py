@@ -24,19 +24,30 @@ def problems() -> dict[str, Builder]:
     return found
 
 
+ASKED = ("shots", "queries", "ways", "train_tasks", "pool", "options")
+"""The settings that a problem is made with."""
+
+
 def make_problem(config: Config, data_dir: Path | None, device: str) -> Problem:
     """The problem that a config names.
 
     Raises:
-        ValueError: There is no such problem.
+        ValueError: There is no such problem, or its options are of the wrong type.
         MissingData: Its data is not there.
     """
     known = problems()
     if config.problem not in known:
         raise ValueError(f"problem must be one of {', '.join(known)}, got {config.problem!r}.")
-    asked = ("shots", "queries", "ways", "train_tasks", "pool", "options")
-    given = {name: getattr(config, name) for name in asked}
-    return known[config.problem](Request(data_dir=data_dir, device=device, **given))
+    given = {name: getattr(config, name) for name in ASKED}
+    try:
+        return known[config.problem](Request(data_dir=data_dir, device=device, **given))
+    except (TypeError, ArithmeticError, AttributeError) as error:
+        if not config.options:
+            raise
+        raise ValueError(
+            f"{config.problem} cannot be made with the options {config.options}: {error}. "
+            "The problem's module says what each option may be."
+        ) from error
 
 
 def make_learner(config: Config, problem: Problem, engine: str) -> tr.Learner:

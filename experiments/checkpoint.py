@@ -43,6 +43,21 @@ def load(path: Path, config: Config, device: str) -> dict[str, Any] | None:
     return state
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote.
+
+    Raises:
+        ValueError: The file is no JSON, or no object.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} must be JSON, but cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must be a JSON object, got a {type(value).__name__}.")
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replaces a file by `value` as JSON; numbers that are none become null."""
     text = json.dumps(_finite(value), indent=1, sort_keys=True, allow_nan=False) + "\n"

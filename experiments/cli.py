@@ -12,7 +12,6 @@ Every command has its own --help. `trlearner run PROBLEM --help` shows that prob
 from __future__ import annotations
 
 import ast
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,29 +25,10 @@ from trlearner.experiments import grid, sweep, train
 from trlearner.experiments.build import make_problem
 from trlearner.experiments.config import Config
 from trlearner.experiments.presets.preset import config_of, presets
-from trlearner.experiments.problem import MissingData
 from trlearner.experiments.progress import Progress
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where to run, and where things are: nothing that the result depends on.
-
-    Attributes:
-        out: Results go to OUT/PROBLEM/HASH.
-        data_dir: Where real data lies; TRLEARNER_DATA by default.
-        device: E.g. cpu or cuda.
-        engine: As trlearner's learners take it.
-        threads: Of torch; small networks gain nothing from a second one.
-    """
-
-    out: Path = Path("runs")
-    data_dir: Path | None = field(
-        default_factory=lambda: Path(d) if (d := os.environ.get("TRLEARNER_DATA")) else None
-    )
-    device: str = "cpu"
-    engine: str = "auto"
-    threads: int = 1
+from trlearner.experiments.setting import Range, check, given
+from trlearner.experiments.where import CORES, Where, check_out
+from trlearner.experiments.words import parse
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -88,12 +68,19 @@ def run(arguments: Sequence[str]) -> int:
 class Sweep(Where, sweep.How):
     """Where and how a sweep runs; `Where` and `sweep.How` say what is what."""
 
+    def check(self) -> None:
+        """As `Where.check`."""
+        super().check()
+        check("workers", self.workers, int | None, CORES)
+        check("stale_minutes", self.stale_minutes, float, Range(0, 10**6, without=0))
+
 
 def ablate(arguments: Sequence[str]) -> int:
     """Trains every combination of the settings that are listed; does only what is missing."""
     problem, rest = _problem("ablate", arguments)
-    configs, where = _parse(problem, rest, Sweep, many=True)
+    configs, where = _parse(problem, rest, Sweep)
     how = sweep.How(**{one.name: getattr(where, one.name) for one in fields(sweep.How)})
+    train.rehearse(configs, where.data_dir, where.engine)
     run = partial(train.run, data_dir=where.data_dir, device=where.device, engine=where.engine)
     again = ["trlearner", "ablate", *arguments]
     return sweep.ablate(configs, run, where.out, how, again)
@@ -136,13 +123,12 @@ def report(arguments: Sequence[str]) -> int:
     import tyro
     from trlearner.experiments.report import write
 
-    given = tyro.cli(
-        Reported,
-        args=arguments,
-        prog="trlearner report",
-        config=(tyro.conf.PositionalRequiredArgs,),
+    asked = parse(
+        Reported, arguments, "trlearner report", config=(tyro.conf.PositionalRequiredArgs,)
     )
-    page = write(given.root, given.out or given.root / "report", baseline=given.baseline)
+    out = asked.out or asked.root / "report"
+    check_out(out)
+    page = write(asked.root, out, baseline=asked.baseline)
     print(page.read_text())
     print(f"All of it is in {page.parent}.")
     return 0
@@ -179,24 +165,45 @@ OF_A_PROBLEM = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns what a shell is told."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
         print(__doc__.strip() if __doc__ else "")
         return 0
-    name, *rest = given
+    name, *rest = words
     if name not in COMMANDS:
-        print(
-            f"trlearner: {name!r} is no command; there are {', '.join(COMMANDS)}.", file=sys.stderr
-        )
+        text = f"{given(name)} is no command; there are {', '.join(COMMANDS)}."
+        print(f"trlearner: {text}", file=sys.stderr)
         return 2
     if name in OF_A_PROBLEM and rest[:1] in (["-h"], ["--help"]):
         print(OF_A_PROBLEM[name].format(problems="\n  ".join(presets())))
         return 0
     try:
         return COMMANDS[name](rest)
-    except (MissingData, ValueError) as error:
-        print(f"trlearner: {error}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        print("\ntrlearner: stopped by Ctrl-C.", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        print(f"trlearner: {_install(error)}", file=sys.stderr)
+    except (ValueError, OSError) as error:  # also `MissingData`
+        print(f"trlearner: {' '.join(str(error).split())}", file=sys.stderr)
+    except RuntimeError as error:
+        if "allocate" not in str(error) and "out of memory" not in str(error):
+            raise
+        text = "there is not enough memory for so many tasks, shots, queries or heads. Lower them."
+        print(f"trlearner: {text}", file=sys.stderr)
+    return 2
+
+
+EXTRAS = {"tyro": "experiments", "matplotlib": "experiments", "scipy": "experiments", "ray": "ray"}
+"""What a command may need beside the library itself, and which extra has it."""
+
+
+def _install(error: ModuleNotFoundError) -> str:
+    """What is missing and how to get it."""
+    name = (error.name or "").partition(".")[0]
+    if name not in EXTRAS:
+        return str(error)
+    return f"{name} is not installed. Install it with pip install 'trlearner[{EXTRAS[name]}]'."
 
 
 def _numbers(summaries: Mapping[str, float]) -> str:
@@ -207,9 +214,9 @@ def _problem(command: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The problem is named first, for its preset gives the defaults of all that follows."""
     names = presets()
     if not arguments or arguments[0] not in names:
-        given = f"{arguments[0]!r} is none of" if arguments else "name one of"
+        wrong = f"{given(arguments[0])} is none of" if arguments else "name one of"
         raise ValueError(
-            f"{given} the problems: {', '.join(names)}.\nE.g. trlearner {command} regression/sinusoid"
+            f"{wrong} the problems: {', '.join(names)}. E.g. trlearner {command} regression/sinusoid"
         )
     return arguments[0], list(arguments[1:])
 
@@ -219,12 +226,13 @@ SINGLE = ("options", "test_steps")
 
 
 def _parse(
-    problem: str, arguments: Sequence[str], places: type[Where] = Where, many: bool = False
+    problem: str, arguments: Sequence[str], places: type[Where] = Where
 ) -> tuple[list[Config], Any]:
     """The configs that a command line asks for: one, or every combination of what it lists."""
     import tyro
 
-    usual, hints = config_of(problem), get_type_hints(Config)
+    command, many = ("ablate", True) if places is Sweep else ("run", False)
+    usual, hints, source = config_of(problem), get_type_hints(Config), presets()[problem].source
     columns: list[tuple[str, Any, Any]] = []
     for name in (one.name for one in fields(Config) if one.name != "problem"):
         kind, value = hints[name], getattr(usual, name)
@@ -242,26 +250,26 @@ def _parse(
     asked.__doc__ = described.replace(
         " seed: Of", " seeds: How many, from 0: of" if many else " seed: Of"
     )
-    given: Any = tyro.cli(
-        asked, args=arguments, prog="trlearner", description=presets()[problem].source
-    )
-    values = {name: getattr(given, name) for name, *_ in columns[:-1]}
+    told = parse(asked, arguments, f"trlearner {command} {problem}", description=source)
+    told.where.check()
+    values = {name: getattr(told, name) for name, *_ in columns[:-1]}
     values["options"] = dict(_option(text) for text in values["options"])
     if not many:
-        return [Config(problem=problem, **values)], given.where
+        return [Config(problem=problem, **values)], told.where
     fixed = {name: values.pop(name) for name in SINGLE}
+    check("seeds", values["seeds"], int, Range(1, 10_000))
     values["seed"] = tuple(range(values.pop("seeds")))
-    return grid.expand(replace(usual, **fixed), values), given.where
+    return grid.expand(replace(usual, **fixed), values), told.where
 
 
 def _option(text: str) -> tuple[str, Any]:
     """``name=value``, where the value is read as Python has it, or else as it stands."""
     name, sign, value = text.partition("=")
     if not sign:
-        raise ValueError(f"options must be name=value, got {text!r}.")
+        raise ValueError(f"options must be name=value, got {given(text)}.")
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # too long or deep for Python
         return name, value
 
 

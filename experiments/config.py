@@ -4,14 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import Field, asdict, dataclass, field, fields
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, get_type_hints
+
+from trlearner.experiments.setting import Range, check, check_options, given
 
 FORMAT = 1
 """Raised when results of older code are not to be mixed with new ones."""
 
 LATER = {"later": True}
 """Marks a setting that came after the first results: at its default the hash leaves it out."""
+
+MANY = 10**6
+
+LIMITS = {
+    "lam": Range(0, MANY),
+    "seed": Range(0, 2**63 - 1),
+    "steps": Range(1, 10**9),
+    "tasks": Range(1, MANY),
+    "shots": Range(1, MANY),
+    "queries": Range(1, MANY),
+    "ways": Range(1, MANY),
+    "train_tasks": Range(1, MANY),
+    "pool": Range(1, MANY),
+    "inner_steps": Range(0, 1000),
+    "inner_lr": Range(0, MANY),
+    "outer_lr": Range(0, MANY),
+    "clip": Range(0, MANY),
+    "dim": Range(1, MANY),
+    "heads": Range(1, MANY),
+    "temperature": Range(0, MANY, without=0),
+    "top_k": Range(1, MANY),
+    "relation_queries": Range(0, 1, without=0),
+    "average": Range(0, 1, without=1),
+    "validate_every": Range(1, 10**9),
+    "validation_tasks": Range(1, MANY),
+    "patience": Range(0, 10**9),
+    "test_tasks": Range(1, MANY),
+    "test_steps": Range(0, 1000),
+}
+"""What numbers mean something; beyond them a run trains uphill, not at all, or for ever."""
+
+PROBLEM = re.compile(r"([a-z0-9_-]+(/[a-z0-9_-]+)*)?", re.ASCII)
+"""The name of a problem is also the path of its folder, and leads nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +124,22 @@ class Config:
     options: dict[str, Any] = field(default_factory=dict)
     sampler: Literal["none", "hard", "adaptive"] = field(default="none", metadata=LATER)
 
+    def __post_init__(self) -> None:
+        """Refuses what no run can mean.
+
+        Raises:
+            ValueError: It names the setting, what was expected and what came.
+        """
+        kinds = _kinds()
+        for one in fields(self):
+            check(one.name, getattr(self, one.name), kinds[one.name], LIMITS.get(one.name))
+        check_options(self.options)
+        if len(self.problem) > 100 or not PROBLEM.fullmatch(self.problem):
+            raise ValueError(
+                "problem must be a name like regression/sinusoid (`trlearner data` lists them), "
+                f"got {given(self.problem)}."
+            )
+
     def hash(self) -> str:
         """Twelve hexadecimal digits that tell this run from every other."""
         unused = {one.name for one in fields(self) if _is_later_and_unused(one, self)}
@@ -100,8 +153,29 @@ class Config:
 
     @classmethod
     def read(cls, record: dict[str, Any]) -> Config:
-        """From `record`."""
-        return cls(**{**record, "test_steps": tuple(record["test_steps"])})
+        """From `record`.
+
+        Raises:
+            ValueError: It has other settings than a config, or other values than they may have.
+        """
+        if not isinstance(record, dict):
+            raise ValueError(f"a config must be settings with values, got {given(record)}.")
+        names = {one.name for one in fields(cls)}
+        needed = names - {one.name for one in fields(cls) if one.metadata == LATER}
+        if strange := sorted(set(record) - names):
+            raise ValueError(
+                f"a config has no settings {given(strange)}. Is it of a newer version?"
+            )
+        if missing := sorted(needed - set(record)):
+            raise ValueError(f"a config must have all settings, but has no {', '.join(missing)}.")
+        steps = record["test_steps"]  # JSON has no tuples
+        return cls(**{**record, "test_steps": tuple(steps) if isinstance(steps, list) else steps})
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    """The type of each setting."""
+    return get_type_hints(Config)
 
 
 def _is_later_and_unused(setting: Field[Any], config: Config) -> bool:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from trlearner.experiments import curves, study, tables, trade
+from trlearner.experiments.config import Config
+from trlearner.experiments.setting import given
 from trlearner.experiments.study import Cell, Study
 from trlearner.experiments.tables import Table
+from trlearner.experiments.whole import replaced
 from trlearner.experiments.wording import metric_name, name
 
 HOW_TO_READ = """\
@@ -37,16 +41,16 @@ def write(root: Path, out: Path, *, baseline: Sequence[str] = ("lam=0",)) -> Pat
     Raises:
         ValueError: There are no runs, or the baseline is no setting.
     """
-    found, base = study.read(root), parse(baseline)
+    base, found = parse(baseline), study.read(root)
     out.mkdir(parents=True, exist_ok=True)
     plots = _plots(found, base, out)
     parts = [(problem, _tables(found, problem, base)) for problem in found.problems]
     ranking = [tables.wins(found, base, split) for split in _splits(found)]
     page = out / "report.md"
-    page.write_text(_markdown(found, parts, ranking, plots), "utf-8")
+    _text(page, _markdown(found, parts, ranking, plots))
     everything = [*ranking, *(table for _, several in parts for table in several)]
     tex = "\n\n".join(table.latex() for table in everything)
-    (out / "report.tex").write_text(f"% \\usepackage{{booktabs}}\n{tex}\n", "utf-8")
+    _text(out / "report.tex", f"% \\usepackage{{booktabs}}\n{tex}\n")
     _csv(out / "cells.csv", _cell_records(found, base))
     _csv(out / "runs.csv", _run_records(found))
     return page
@@ -56,20 +60,25 @@ def parse(baseline: Sequence[str]) -> dict[str, Any]:
     """Settings as a command line has them.
 
     Raises:
-        ValueError: One is not ``name=value``.
+        ValueError: One is not ``name=value``, or names no setting.
 
     Example:
         >>> parse(["lam=0", "encoder=input"])
         {'lam': 0, 'encoder': 'input'}
     """
     found: dict[str, Any] = {}
+    known = [one.name for one in fields(Config)]
     for text in baseline:
         key, sign, value = text.partition("=")
         if not sign:
-            raise ValueError(f"baseline must be NAME=VALUE, e.g. lam=0, got {text!r}.")
+            raise ValueError(f"baseline must be NAME=VALUE, e.g. lam=0, got {given(text)}.")
+        if key not in known and not key.startswith("options."):
+            raise ValueError(
+                f"baseline must name a setting ({', '.join(known)}, options.NAME), got {given(key)}."
+            )
         try:
             found[key] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             found[key] = value
     return found
 
@@ -114,7 +123,7 @@ def _plots(found: Study, base: Mapping[str, Any], out: Path) -> list[str]:
         ending = "" if split == "test" else f"-{split}"
         for axis in found.axes:
             if axis != "learner":
-                title = axis.replace("options.", "").replace("_", "-")
+                title = _title(found, axis)
                 figures[f"{title}{ending}"] = curves.by_axis(found, axis, split)
                 if _comparable(found, base):
                     figures[f"{title}-difference{ending}"] = curves.by_axis(
@@ -125,9 +134,19 @@ def _plots(found: Study, base: Mapping[str, Any], out: Path) -> list[str]:
     # The same numbers give the same files.
     with rc_context({"svg.hashsalt": "trlearner"}):
         for title, figure in figures.items():
-            figure.savefig(out / f"{title}.png", dpi=130)
-            figure.savefig(out / f"{title}.svg", metadata={"Date": None})
+            with replaced(out / f"{title}.png") as file:
+                figure.savefig(file, format="png", dpi=130)
+            with replaced(out / f"{title}.svg") as file:
+                figure.savefig(file, format="svg", metadata={"Date": None})
     return list(figures)
+
+
+def _title(found: Study, axis: str) -> str:
+    """The name of a plot's file: our own word, and never one that a run's config made up."""
+    if not axis.startswith("options."):  # a field of `Config`
+        return axis.replace("_", "-")
+    options = [one for one in found.axes if one.startswith("options.")]
+    return f"option-{options.index(axis) + 1}"
 
 
 def _markdown(
@@ -215,9 +234,15 @@ def _run_records(found: Study) -> list[dict[str, Any]]:
     return records
 
 
+def _text(path: Path, text: str) -> None:
+    """Takes the place of a file; a link is replaced, not followed."""
+    with replaced(path) as beside:
+        beside.write_text(text, "utf-8")
+
+
 def _csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     columns = dict.fromkeys(key for record in records for key in record)
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replaced(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)

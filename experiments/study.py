@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from trlearner.experiments import checkpoint
 from trlearner.experiments.config import Config
 from trlearner.experiments.difference import Difference, difference
 from trlearner.experiments.grid import RELATION, settings
@@ -219,7 +220,7 @@ def read(root: Path) -> Study:
     """All runs below a folder.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are none, or one of them is not as it was written.
     """
     trials = [_trial(path.parent) for path in sorted(root.rglob("config.json"))]
     if not trials:
@@ -239,20 +240,60 @@ def order(value: Any) -> tuple[Any, ...]:
 
 
 def _trial(folder: Path) -> Trial:
-    config = Config.read(json.loads((folder / "config.json").read_text()))
     error = folder / "error.txt"
-    lines = error.read_text().strip().splitlines() if error.exists() else []
+    lines = error.read_text("utf-8", "replace").strip().splitlines() if error.exists() else []
     return Trial(
-        config,
+        _config(folder),
         folder,
-        _json(folder / "result.json"),
-        _json(folder / "timing.json") or {},
+        _result(folder / "result.json"),
+        _timing(folder / "timing.json"),
         lines[-1] if lines else None,
     )
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None
+def _config(folder: Path) -> Config:
+    """That of a run, if it is the one that the folder is named after."""
+    path = folder / "config.json"
+    record = checkpoint.read_json(path)
+    try:
+        config = Config.read(record)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if folder.name != config.hash():
+        raise ValueError(
+            f"{path} must hold the settings that its folder {folder.name} is named after, got those of "
+            f"{config.hash()}. It was edited, or is of another version: remove the folder."
+        )
+    return config
+
+
+def _result(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    result = checkpoint.read_json(path)
+    try:
+        metric, better = result["metric"], result["better"]
+        if not isinstance(metric, str) or better not in ("higher", "lower") or not result["test"]:
+            raise ValueError
+        for by_steps in (result["test"], result.get("shifted") or {}):
+            for steps, metrics in by_steps.items():
+                int(steps)
+                [None if value is None else float(value) for value in metrics[metric]["tasks"]]
+                for one in metrics.values():
+                    dict(one["summaries"])
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError):
+        raise ValueError(
+            f"{path} must be a result as `trlearner run` writes it. Remove it, and run this again."
+        ) from None
+    return result
+
+
+def _timing(path: Path) -> dict[str, Any]:
+    timing = checkpoint.read_json(path) if path.exists() else {}
+    seconds = timing.get("seconds_per_step")
+    if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds < math.inf):
+        raise ValueError(f"{path}: seconds_per_step must be a number, got {seconds!r:.50}.")
+    return timing
 
 
 def _key(setting: Setting) -> str:

@@ -14,6 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from trlearner.experiments import checkpoint, interrupt
 from trlearner.experiments.build import (
+    ASKED,
     CANDIDATES,
     make_learner,
     make_problem,
@@ -217,14 +219,16 @@ def run(
     """
     done = folder / "result.json"
     if done.exists():
-        return json.loads(done.read_text())
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(folder / "config.json", config.record())
+        return checkpoint.read_json(done)
     with torch.random.fork_rng():
-        now = Run(config, make_problem(config, data_dir, device), device, engine)
+        problem = make_problem(config, data_dir, device)
+        now = _ready(config, problem, device, engine)
         stored = checkpoint.load(folder / "checkpoint.pt", config, device)
         if stored is not None:
             now.load(stored)
+        # Only now, so that a run that cannot begin leaves nothing.
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(folder / "config.json", config.record())
         _train(now, folder, watch or (lambda step, note: None))
         result = now.result()
     checkpoint.save(folder / "weights.pt", now.best["weights"])
@@ -232,6 +236,29 @@ def run(
     checkpoint.write_json(done, result)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return result
+
+
+def rehearse(configs: Sequence[Config], data_dir: Path | None, engine: str) -> None:
+    """Makes all that the runs begin with, so that a mistake is found before the first one.
+
+    Raises:
+        ValueError: One of them cannot begin.
+        MissingData: Data is not there.
+    """
+    made: dict[str, Problem] = {}
+    with torch.random.fork_rng():
+        for config in {replace(config, seed=0).hash(): config for config in configs}.values():
+            of_problem = {name: config.record()[name] for name in ("problem", *ASKED)}
+            key = json.dumps(of_problem, sort_keys=True)
+            if key not in made:
+                made[key] = make_problem(config, data_dir, "cpu")
+            _ready(config, made[key], "cpu", engine)
+
+
+def _ready(config: Config, problem: Problem, device: str, engine: str) -> Run:
+    """A run that has drawn a batch for trial: too many tasks are found here, not in the first step."""
+    problem.source.sample("train", config.tasks, torch.Generator(device).manual_seed(0))
+    return Run(config, problem, device, engine)
 
 
 def _train(now: Run, folder: Path, watch: Watch) -> None:
@@ -280,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--engine", default="auto")
     options = vars(parser.parse_args(arguments))
-    config = Config.read(json.loads(options.pop("config").read_text()))
+    config = Config.read(checkpoint.read_json(options.pop("config")))
     torch.set_num_threads(1)
     run(config, **options)
     return 0

@@ -8,6 +8,12 @@ from trlearner.experiments.data.fingerprints import fingerprints
 ETHANOL, BENZENE, ASPIRIN = "CCO", "c1ccccc1", "CC(=O)Oc1ccccc1C(=O)O"
 
 
+def test_what_is_too_long_for_rdkit_does_not_reach_it(monkeypatch):
+    monkeypatch.setattr(module, "_rdkit", lambda: pytest.fail("it was reached"))
+    with pytest.raises(ValueError, match="a SMILES must have at most 2000 characters, got 20000"):
+        fingerprints([ETHANOL, "C" * 20_000])
+
+
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TRLEARNER_CACHE", str(tmp_path))

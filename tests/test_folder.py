@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from trlearner.experiments.data import folder
 from trlearner.experiments.data.folder import by_list
 from trlearner.experiments.data.gallery import Gallery
 from trlearner.experiments.problem import MissingData, Request
@@ -104,6 +105,15 @@ def test_a_broken_picture_is_named(tmp_path):
         by_list(request(tmp_path))
 
 
+def test_a_small_file_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
+    write_tables(tmp_path / "own")
+    monkeypatch.setattr(folder, "PIXELS", 10)
+    with pytest.raises(
+        ValueError, match=r"cannot be read as an image .it has \d+ pixels, more than 10"
+    ):
+        by_list(request(tmp_path))
+
+
 def test_a_missing_picture_is_named(tmp_path):
     write_tables(tmp_path / "own")
     (tmp_path / "own" / "images" / "ant2.png").unlink()
@@ -131,7 +141,9 @@ def test_what_is_wrong_with_a_layout(tmp_path):
     with pytest.raises(ValueError, match="has no val.csv .* no val.txt .* no folder val"):
         by_list(request(tmp_path))
     (root / "val.csv").write_text("name,kind\n")
-    with pytest.raises(ValueError, match=r"columns filename,label, got \['name', 'kind'\]"):
+    with pytest.raises(
+        ValueError, match=r"columns \['filename', 'label'\], .* got \['name', 'kind'\]"
+    ):
         by_list(request(tmp_path))
 
 

@@ -45,6 +45,10 @@ def test_splits_are_read_where_there_are_any(tmp_path):
         ("task,smiles,value\nA,CC,nan\n", "assays.csv:2: value must be a finite number"),
         ("task,smiles,value\nA,CC\n", "assays.csv:2: value must be a finite number, got None"),
         ("task,smiles,value\nA,,5\n", "assays.csv:2: task and smiles must not be empty"),
+        (
+            f"task,smiles,value\nA,C,5\nA,{'C' * 20_000},5\n",
+            "csv:3: a SMILES must have at most 2000 characters, got 20000: CCCC",
+        ),
         ("task,smiles,value\n,CC,5\n", "assays.csv:2: task and smiles must not be empty"),
     ],
 )

@@ -125,6 +125,10 @@ def test_turned():
         ("a.off", "OFF 1 1 0\n0 0 0\n3 0 0 7\n", "so many vertices of 0..0, got '3 0 0 7'"),
         ("a.stl", "solid\nvertex 0 0 0\n", "line 2: expected 3 vertices a facet, got '1 in all'"),
         ("a.stl", "nothing of the kind", "expected an STL file"),
+        ("a.obj", "v 0 0 0\nv 0 nan 0\nf 1 2 1\n", "a.obj: vertex 2 must be three finite numbers"),
+        ("a.obj", "v 0 0 0\nv 0 1e30 0\nf 1 2 1\n", "a.obj: vertex 2 must be three finite"),
+        ("a.off", "OFF 1 1 0\n0 inf 0\n3 0 0 0\n", "a.off: vertex 1 must be three finite numbers"),
+        ("a.stl", "solid\n" + 3 * "vertex 0 0 nan\n", "a.stl: vertex 1 must be three finite"),
         ("a.ply", "ply\n", "expected one of .off, .obj, .stl, got '.ply'"),
     ],
 )

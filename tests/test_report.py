@@ -1,4 +1,5 @@
 import csv
+import json
 import re
 
 import numpy as np
@@ -253,6 +254,75 @@ def test_senseless_folders_and_baselines_are_refused(tmp_path):
         report.write(tmp_path, tmp_path)
     with pytest.raises(ValueError, match="baseline must be NAME=VALUE, e.g. lam=0, got 'lam'"):
         report.parse(["lam"])
+    with pytest.raises(ValueError, match="baseline must name a setting .* got 'lambda'"):
+        report.parse(["lambda=0"])
+
+
+def test_no_option_of_a_run_becomes_the_name_of_a_file(tmp_path):
+    for name in ("lam", "omega"):
+        for value in (0.0, 1.0):
+            put(tmp_path / "runs", Config(SINE, options={name: value}), np.ones(TASKS) + value)
+    report.write(tmp_path / "runs", tmp_path / "out")
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {
+        *("report.md", "report.tex", "cells.csv", "runs.csv"),
+        *("cost.png", "cost.svg", "option-1.png", "option-1.svg", "option-2.png", "option-2.svg"),
+    }
+
+
+@pytest.mark.unchecked
+def test_a_run_with_a_path_for_an_option_is_refused_and_writes_nothing(tmp_path):
+    folder = put(tmp_path / "runs", Config(SINE), np.ones(TASKS))
+    record = {**Config(SINE).record(), "options": {"../../x": 1}}
+    (folder / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"{folder.name}.config.json: the name of an option must"):
+        report.write(tmp_path / "runs", tmp_path / "a" / "b" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_config_that_is_not_its_folders_is_refused_by_name(tmp_path):
+    folder = put(tmp_path, Config(SINE), np.ones(TASKS))
+    record = Config(SINE, lam=0.3).record()
+    (folder / "config.json").write_text(json.dumps(record))
+    said = (
+        f"that its folder {folder.name} is named after, got those of {Config(SINE, lam=0.3).hash()}"
+    )
+    with pytest.raises(ValueError, match=said):
+        study.read(tmp_path)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("config.json", b"{", "config.json must be JSON, but cannot be read"),
+        ("config.json", b"\xff\xfe", "config.json must be JSON, but cannot be read"),
+        ("config.json", b"[" * 100_000, "config.json must be JSON, but cannot be read"),
+        ("config.json", b"[1]", "config.json must be a JSON object, got a list"),
+        ("config.json", b"{}", "config.json: a config must have all settings"),
+        ("result.json", b"{}", "result.json must be a result as `trlearner run` writes it"),
+        (
+            "result.json",
+            b'{"metric": "mse", "better": "lower", "test": {"../x": {"mse": {"tasks": []}}}}',
+            "result.json must be a result as",
+        ),
+        ("timing.json", b'{"seconds_per_step": NaN}', "seconds_per_step must be a number, got nan"),
+    ],
+)
+def test_files_that_no_run_wrote_are_refused_by_name(tmp_path, name, text, said):
+    (put(tmp_path, Config(SINE), np.ones(TASKS)) / name).write_bytes(text)
+    with pytest.raises(ValueError, match=said):
+        study.read(tmp_path)
+
+
+def test_a_link_in_the_place_of_the_report_is_replaced_and_not_followed(tmp_path):
+    put(tmp_path / "runs", Config(SINE), np.ones(TASKS))
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "out").mkdir()
+    for name in ("report.md", "report.tex", "runs.csv", "cells.csv", "cost.png", "cost.svg"):
+        (tmp_path / "out" / name).symlink_to(tmp_path / "precious")
+    report.write(tmp_path / "runs", tmp_path / "out")
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_failed_runs_that_ended_later_have_not_failed(tmp_path):

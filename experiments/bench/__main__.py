@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from trlearner.experiments.bench import plot, record, session, stub, table
 from trlearner.experiments.bench.workload import WORKLOADS
+from trlearner.experiments.checkpoint import read_json
 
 DEFAULT = ("sinusoid-*", "conv4-1step")
 
@@ -68,6 +69,32 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, session.Found]:
     return results
 
 
+def _wrong(options: argparse.Namespace) -> str | None:
+    """What cannot be, found before hours of timing."""
+    file, patterns = options.json, [p.lstrip("!").partition("@")[0] for p in options.contenders]
+    strange = [p for p in patterns if not any(fnmatchcase(n, p) for n in session.EVERYONE)]
+    if not (1 <= options.rounds <= 10**6 and 1 <= options.threads <= 1024):
+        return "--rounds and --threads must be at least 1, and at most 1000000 and 1024."
+    if not 0 < options.budget <= 10**6:
+        return f"--budget must be a number of seconds above 0, got {options.budget}."
+    if strange:
+        return f"--contenders must match one of {', '.join(session.EVERYONE)}, got {strange}."
+    if options.learn2learn and not options.learn2learn.is_dir():
+        return f"--learn2learn must be a folder, got {options.learn2learn}."
+    if file and (file.is_dir() or not file.absolute().parent.is_dir()):
+        return f"--json must be a file in a folder that is there, got {file}."
+    if file and options.add and file.exists():
+        try:
+            known = {"machine", "versions", "settings", "workloads"} <= set(read_json(file))
+        except ValueError as error:
+            return f"--json {error}"
+        if not known:
+            return (
+                f"--json {file} must be a file of the bench, so that --add can keep its workloads."
+            )
+    return None
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `workloads` become names."""
     assert __doc__
@@ -107,8 +134,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--learn2learn", type=Path, metavar="FOLDER", help="its sources")
     options = parser.parse_args(arguments)
-    if min(options.rounds, options.threads) < 1:
-        parser.error("--rounds and --threads must be at least 1.")
+    if wrong := _wrong(options):
+        parser.error(wrong)
     patterns, options.workloads = options.workloads, []
     for name in WORKLOADS:
         if any(fnmatchcase(name, pattern) for pattern in patterns):

@@ -16,6 +16,9 @@ from trlearner.experiments.data.arrays import stored
 FORMAT = 1
 """Raised when fingerprints that are already on disk are not to be used any more."""
 
+LONGEST = 2000
+"""Characters of a SMILES. Drugs have 100; RDKit takes minutes, or dies, over tens of thousands."""
+
 
 @dataclass(frozen=True, eq=False)
 class Fingerprints:
@@ -48,11 +51,26 @@ def fingerprints(smiles: Sequence[str], radius: int = 2, bits: int = 1024) -> Fi
     """
     if bits <= 0 or bits % 8:
         raise ValueError(f"bits must be a positive multiple of 8, e.g. 1024 or 2048, got {bits}.")
+    for text in smiles:
+        check_smiles(text)
     rdkit = _rdkit()
     # Another version of RDKit may read or hash a compound differently.
     key = [FORMAT, rdkit.__version__, radius, bits, *smiles]
     arrays = stored("fingerprints", key, lambda: _compute(smiles, radius, bits))
     return Fingerprints(arrays["packed"], arrays["compound"])
+
+
+def check_smiles(smiles: str) -> None:
+    """Refuses what RDKit would work on for ever, or run out of its stack over.
+
+    Raises:
+        ValueError: It is too long.
+    """
+    if len(smiles) > LONGEST:
+        raise ValueError(
+            f"a SMILES must have at most {LONGEST} characters, got {len(smiles)}: {smiles[:20]}... "
+            "Leave this compound out."
+        )
 
 
 def _compute(smiles: Sequence[str], radius: int, bits: int) -> dict[str, np.ndarray]:

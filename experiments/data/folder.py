@@ -11,17 +11,21 @@ Pictures are stretched to a square, as is usual for miniImageNet.
 
 from __future__ import annotations
 
-import csv
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from trlearner.experiments.data.cache import Draft, cached, fingerprint, stamp
 from trlearner.experiments.data.gallery import Gallery, Kind
+from trlearner.experiments.data.listing import inside, rows
 from trlearner.experiments.problem import Request, need
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+PIXELS = 89_000_000
+"""More than a camera takes: a small file of this many is made to fill the memory. Pillow warns here."""
 
 Classes = Mapping[str, Sequence[Path]]
 """The pictures of each class."""
@@ -85,9 +89,10 @@ def _listed(root: Path, split: str) -> Classes:
         found = _of_table(table)
     elif names.is_file():
         words = names.read_text("utf-8").splitlines()
-        found = {name.strip(): list(_inside(root / name.strip())) for name in words if name.strip()}
+        folders = {name.strip(): inside(root, name.strip()) for name in words if name.strip()}
+        found = {name: list(_pictures(path)) for name, path in folders.items()}
     elif folder.is_dir():
-        found = {path.name: list(_inside(path)) for path in folder.iterdir() if path.is_dir()}
+        found = {path.name: list(_pictures(path)) for path in folder.iterdir() if path.is_dir()}
     else:
         raise ValueError(
             f"{root} has no {split}.csv (filename,label), no {split}.txt (a class a line) and no folder "
@@ -101,16 +106,13 @@ def _listed(root: Path, split: str) -> Classes:
 
 def _of_table(table: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
-    with table.open(encoding="utf-8", newline="") as file:
-        lines = csv.DictReader(file)
-        if not {"filename", "label"} <= set(lines.fieldnames or ()):
-            raise ValueError(f"{table} must have columns filename,label, got {lines.fieldnames}.")
-        for line in lines:
-            found.setdefault(line["label"], []).append(table.parent / "images" / line["filename"])
+    for _, line in rows(table, ("filename", "label")):
+        picture = inside(table.parent / "images", line["filename"])
+        found.setdefault(line["label"], []).append(picture)
     return found
 
 
-def _inside(folder: Path) -> Iterator[Path]:
+def _pictures(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         raise ValueError(f"the class {folder.name!r} is listed, but there is no folder {folder}.")
     return (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -123,9 +125,11 @@ def _read(file: Path, size: int, channels: int) -> np.ndarray:
     mode = "RGB" if channels == 3 else "L"
     try:
         with Image.open(file) as image:
+            if math.prod(image.size) > PIXELS:
+                raise ValueError(f"it has {math.prod(image.size)} pixels, more than {PIXELS}")
             image.draft(mode, (2 * size, 2 * size))  # lets a JPEG decode at a part of its size
             square = image.convert(mode).resize((size, size), Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # a broken picture, or a bomb, raises almost anything
         raise ValueError(
             f"{file} cannot be read as an image ({error}). Replace it, or take it out."
         ) from error

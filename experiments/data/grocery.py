@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from trlearner.experiments.data.folder import shrunk
 from trlearner.experiments.data.gallery import Gallery
+from trlearner.experiments.data.listing import inside, rows
 from trlearner.experiments.problem import Request, need
 
 
@@ -22,17 +22,14 @@ def by_coarse_class(request: Request) -> dict[str, Gallery]:
         "github.com/marcusklasson/GroceryStoreDataset (what is in its folder `dataset`)",
         "images/glyphs",
     )
-    with (root / "classes.csv").open(encoding="utf-8-sig", newline="") as file:
-        sorts = {
-            int(line["Class ID (int)"]): (
-                line["Class Name (str)"],
-                line["Coarse Class Name (str)"],
-            )
-            for line in csv.DictReader(file)
-        }
+    columns = ("Class ID (int)", "Class Name (str)", "Coarse Class Name (str)")
+    sorts = {
+        int(line[columns[0]]): (line[columns[1]], line[columns[2]])
+        for _, line in rows(root / "classes.csv", columns)
+    }
     pictures: dict[tuple[str, str], list[Path]] = {sorts[number]: [] for number in sorted(sorts)}
     for path, number in _lines(root):
-        pictures[sorts[number]].append(root / path)
+        pictures[sorts[number]].append(inside(root, path))
     there = {names: files for names, files in pictures.items() if files}
     return shrunk(root, there, request).split("group", {"train": 26, "validation": 6, "test": 11})
 

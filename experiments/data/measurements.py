@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -12,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from trlearner.experiments.data.assays import Table
-from trlearner.experiments.data.fingerprints import fingerprints
+from trlearner.experiments.data.fingerprints import check_smiles, fingerprints
+from trlearner.experiments.data.listing import rows
 
 
 class Measurement(NamedTuple):
@@ -45,21 +45,13 @@ def read_csv(path: Path, columns: Mapping[str, str], assay: str | None = None) -
     Raises:
         ValueError: Where the file is not as it should be, by line.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        needed = {columns[name] for name in ("task", "smiles", "value", "part") if name in columns}
-        missing = sorted(needed - set(reader.fieldnames or ()))
-        if missing:
-            raise ValueError(
-                f"{path}:1: the header must name the columns {sorted(needed)}, "
-                f"{missing} missing; got {reader.fieldnames}."
-            )
-        found = []
-        for row in reader:
-            try:
-                found.append(_measurement(row, columns, assay))
-            except ValueError as error:
-                raise ValueError(f"{path}:{reader.line_num}: {error}") from None
+    needed = {columns[name] for name in ("task", "smiles", "value", "part") if name in columns}
+    found = []
+    for number, row in rows(path, needed):
+        try:
+            found.append(_measurement(row, columns, assay))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
     if not found:
         raise ValueError(f"{path} has a header but no rows.")
     return found
@@ -74,6 +66,7 @@ def _measurement(
     value, part = cells["value"], cells.get("part")
     if name is None or smiles is None:
         raise ValueError(f"task and smiles must not be empty, got {dict(row)}.")
+    check_smiles(smiles)
     try:
         number = float(value or "")
     except ValueError:

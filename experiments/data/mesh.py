@@ -14,6 +14,9 @@ from torch import Tensor
 Line = tuple[int, list[str]]
 """The number of a line and its words."""
 
+FARTHEST = 1e15
+"""Of coordinates: their squares are still numbers in single precision."""
+
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
@@ -52,13 +55,19 @@ def load(path: Path) -> Mesh:
     vertices, triangles = reader(path)
     if not triangles:
         raise ValueError(f"{path}: expected at least one face, got none.")
+    places = np.asarray(vertices, dtype=np.float64)
+    if strange := np.flatnonzero(~(np.abs(places) <= FARTHEST).all(1)).tolist():
+        raise ValueError(
+            f"{path}: vertex {strange[0] + 1} must be three finite numbers up to {FARTHEST:g}, "
+            f"got {places[strange[0]].tolist()}."
+        )
     corners = torch.tensor(triangles)
     if not len(vertices) > int(corners.max()) or int(corners.min()) < 0:
         raise ValueError(
             f"{path}: expected faces of the {len(vertices)} vertices, got one with vertex "
             f"{int(corners.max()) + 1}."
         )
-    return Mesh(torch.as_tensor(np.asarray(vertices, dtype=np.float32)), corners)
+    return Mesh(torch.as_tensor(places.astype(np.float32)), corners)
 
 
 Parts = tuple[Sequence[Sequence[float]] | np.ndarray, list[tuple[int, int, int]]]

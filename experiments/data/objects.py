@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from trlearner.experiments.data import shapes
+from trlearner.experiments.data.listing import inside, rows
 from trlearner.experiments.data.mesh import READERS, Mesh, load
 
 UPRIGHT = {
@@ -75,15 +76,30 @@ def _listed(folder: Path) -> Mapping[str, tuple[str, str]]:
     """Category and rotation of every mesh, by its place in the folder."""
     index = folder / "index.csv"
     if index.exists():
-        with index.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        return {
-            row["file"]: (row["category"], row.get("model_rotation") or "")
-            for row in rows
-            if float(row.get("azimuth_self_iou") or 0) <= SELF_SIMILAR
-        }
+        listed = {}
+        for number, row in rows(index, ("file", "category")):
+            inside(folder, row["file"])
+            turn, similar = row.get("model_rotation", ""), row.get("azimuth_self_iou", "")
+            if turn:
+                _numbers(turn, 9, f"{index}:{number}: model_rotation")
+            if (
+                _numbers(similar or "0", 1, f"{index}:{number}: azimuth_self_iou")[0]
+                <= SELF_SIMILAR
+            ):
+                listed[row["file"]] = row["category"], turn
+        return listed
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in READERS)
     return {path.relative_to(folder).as_posix(): (path.parent.name, "") for path in files}
+
+
+def _numbers(text: str, count: int, what: str) -> list[float]:
+    try:
+        numbers = [float(word) for word in text.split()]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{what} must be {count} finite numbers, got {text!r:.100}.")
+    return numbers
 
 
 def _read(path: Path, up: str, turn: str) -> Mesh:

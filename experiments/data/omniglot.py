@@ -8,7 +8,7 @@ another class (Vinyals et al. 2016, arXiv 1606.04080).
 
 from __future__ import annotations
 
-import csv
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from trlearner.experiments.data import listing
 from trlearner.experiments.data.cache import Draft, cached, fingerprint, stamp
 from trlearner.experiments.data.gallery import Gallery, Kind
 from trlearner.experiments.problem import Request, need
 
 PARTS = "images_background", "images_evaluation"
 SIDE = 28
+UNPACKED = 2**30
+"""Bytes; the drawings of all characters take a quarter of that."""
 
 
 def by_character(request: Request) -> dict[str, Gallery]:
@@ -83,13 +86,13 @@ class Row(NamedTuple):
 
 
 def _packed(folder: Path) -> Draft:
-    parts = [np.load(folder / f"{part}.npz", allow_pickle=False)["images"] for part in PARTS]
+    parts = [_images(folder / f"{part}.npz") for part in PARTS]
     rows = []
     if (folder / "alphabets.csv").exists():
-        with (folder / "alphabets.csv").open(encoding="utf-8", newline="") as file:
-            for line in csv.DictReader(file):
-                ids = int(line["first_id"]), int(line["last_id"])
-                rows.append(Row(line["part"], line["alphabet"], *ids))
+        columns = ("part", "alphabet", "first_id", "last_id")
+        for _, line in listing.rows(folder / "alphabets.csv", columns):
+            ids = int(line["first_id"]), int(line["last_id"])
+            rows.append(Row(line["part"], line["alphabet"], *ids))
     kinds = [
         _kind(rows, part, number, paper.shape[1])
         for part, papers, begin in zip(PARTS, parts, (1, 1 + len(parts[0])), strict=True)
@@ -97,6 +100,23 @@ def _packed(folder: Path) -> Draft:
     ]
     blocks = (_small(~paper[:, None]) for papers in parts for paper in papers)
     return Draft(kinds, (1, SIDE, SIDE), blocks)
+
+
+def _images(path: Path) -> np.ndarray:
+    """The array of a file, if it is one of drawings and does not unpack to more than there can be."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(one.file_size for one in archive.infolist()) > UNPACKED:
+                raise ValueError(f"it unpacks to more than {UNPACKED} bytes")
+        with np.load(path, allow_pickle=False) as arrays:
+            images: np.ndarray = arrays["images"]
+        if images.dtype != np.bool_ or images.ndim != 4 or not images.size:
+            raise ValueError(f"it holds {images.dtype} {list(images.shape)}")
+    except Exception as error:  # a damaged archive raises almost anything
+        raise ValueError(
+            f"{path} must hold the array images, bool [characters, drawings, height, width]: {error}."
+        ) from None
+    return images
 
 
 def _kind(rows: list[Row], part: str, number: int, size: int) -> Kind:
@@ -132,7 +152,7 @@ def _read(by_class: dict[Path, list[Path]]) -> Iterator[np.ndarray]:
             try:
                 with Image.open(file) as image:
                     papers.append(np.asarray(image.convert("1")))
-            except OSError as error:
+            except Exception as error:  # a broken picture raises almost anything
                 raise ValueError(f"{file} cannot be read as an image: {error}.") from error
         yield _small(~np.stack(papers)[:, None])
 

@@ -130,8 +130,12 @@ def _published(folder: Path) -> tuple[Gallery, Turns]:
             raise ValueError(
                 f"{path} must be a pair (images, labels), got {type(loaded).__name__}."
             )
-        x, y = np.array(loaded[0], np.uint8), np.array(loaded[1], np.float64)
-        if x.ndim < 4 or y.ndim != 3 or x.shape[:2] != y.shape[:2]:
+        try:
+            x, y = np.array(loaded[0], np.uint8), np.array(loaded[1], np.float64)
+        except (TypeError, ValueError, OverflowError, MemoryError) as error:
+            raise ValueError(f"{path} must hold bytes and numbers: {error}.") from None
+        shapes = x.ndim >= 4 and y.ndim == 3 and x.shape[:2] == y.shape[:2]
+        if not shapes or not np.isfinite(y).all():
             raise ValueError(
                 f"{path} must hold images [objects, views, 128, 128] and labels [objects, views, 3], "
                 f"got {list(x.shape)} and {list(y.shape)}."

@@ -18,9 +18,11 @@ TRN compounds are an assay's support, TST compounds its queries: the "realistic"
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from trlearner.experiments.data.fingerprints import LONGEST
 from trlearner.experiments.data.measurements import Measurement
 from trlearner.experiments.data.pickled import load_arrays
 
@@ -75,6 +77,11 @@ def compounds(path: Path) -> dict[str, str]:
                     f"a SMILES, got {line!r}."
                 )
             smiles[current] += line
+    for name, text in smiles.items():
+        if len(text) > LONGEST:
+            raise ValueError(
+                f"{path}: the SMILES of {name} must have at most {LONGEST} characters, got {len(text)}."
+            )
     # U+FFFD, an unreadable byte, stays: RDKit refuses it, and then it is reported.
     return {name: text.replace("\u2010", "-") for name, text in smiles.items()}
 
@@ -88,7 +95,7 @@ def split(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         groups = json.loads(path.read_text()) if path.suffix == ".json" else load_arrays(path)
         return {name: tuple(str(int(i)) for i in groups[key]) for name, key in SPLITS.items()}
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f'{path}: expected {{"train": [...], "val": [...], "test": [...]}} with assay numbers, got '
             f"{type(error).__name__}: {error} If you trust the file, write it as {path.stem}.json with "
@@ -101,7 +108,10 @@ def _activity(line: str) -> tuple[str, str, float, str]:
     if part.upper() not in ("TRN", "TST"):
         raise ValueError(part)
     float(prediction.translate(MINUS))
-    return compound, str(int(assay)), float(activity.translate(MINUS)), part
+    value = float(activity.translate(MINUS))
+    if not math.isfinite(value):
+        raise ValueError(activity)
+    return compound, str(int(assay)), value, part
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from trlearner.experiments.models.mlp import mlp
 from trlearner.experiments.problem import Builder, Metric, Problem, Request, Split
+from trlearner.experiments.setting import Range, option
 
 import trlearner as tr
 
@@ -201,10 +202,11 @@ def problem(families: tuple[Family, ...], noise: float, train_tasks: int = 480) 
     """How to build a problem from families of curves."""
 
     def build(request: Request) -> Problem:
+        if strange := sorted(set(request.options) - {"noise"}):
+            raise ValueError(f"options must be among noise, got {strange}.")
+        deviation = float(option(request.options, "noise", noise, float, Range(0, 1e6)))
         return Problem(
-            source=Curves(
-                families, request, float(request.options.get("noise", noise)), train_tasks
-            ),
+            source=Curves(families, request, deviation, train_tasks),
             network=mlp,
             head="head",
             features=_inputs,
