@@ -8,7 +8,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from trlearner import functional
+from trlearner.coupling import examine
 from trlearner.learners.protocol import MODEL, Learner, living, watching
+from trlearner.samples import Samples
 from trlearner.types import State
 
 
@@ -55,9 +57,13 @@ class Extractor(nn.Module):
         if not self.borrowed:
             self.own = _own(self.module, self._theirs)
 
-    def check(self) -> None:
-        """Refuse BatchNorm statistics that were never updated; see `check_statistics`."""
+    def check(self, support: Samples) -> None:
+        """Refuse BatchNorm statistics that were never updated, and see whether samples are mixed.
+
+        See `check_statistics` and `trlearner.coupling.examine`.
+        """
         functional.check_statistics(self.module, "extractor")
+        examine(self, self.module, lambda x: functional.pure_call(self.module, {}, x), support)
 
     def features(
         self, learner: Learner, state: State, x: Tensor, mask: Tensor | None = None
