@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_map, tree_unflatten
 
 from trlearner.doctor.record import Call, Node, kept, replaced, signature, tensors_in
 from trlearner.engines import batched, loop
-from trlearner.engines.embedding import PaddedEmbeddings
+from trlearner.engines.embedding import PaddedEmbeddings, concerns
 from trlearner.functional import discarded_statistics, random_state_kept, tensors
 from trlearner.learners.protocol import Learner
 from trlearner.samples import Samples
@@ -102,7 +103,7 @@ def attempt(
         try:
             for function, given, learned, own in functions:
                 if together and node.module is not None:
-                    function = _together(function, own)
+                    function = _together(function, own, concerns(node.module.modules()))
                 _differentiate_or_trace(trial, function, given, learned, twice)
         except Exception as error:
             passed_on = isinstance(error, NotFinite) and not all(map(_finite, _given(node)))
@@ -226,7 +227,7 @@ def _call(module: nn.Module, names: list[str], call: Call) -> Function:
     return function
 
 
-def _together(function: Function, own: list[bool]) -> Function:
+def _together(function: Function, own: list[bool], corrected: bool) -> Function:
     """Two tasks at once, as engine ``batched`` runs them."""
     if not any(own):
         return function
@@ -234,7 +235,8 @@ def _together(function: Function, own: list[bool]) -> Function:
     def together(*values: Tensor) -> list[Tensor]:
         spread = [t.expand(2, *t.shape) if each else t for t, each in zip(values, own, strict=True)]
         dims = tuple(0 if each else None for each in own)
-        with PaddedEmbeddings():
+        # As in the engine: within a mode, torch's own layers may take another path.
+        with PaddedEmbeddings() if corrected else nullcontext():
             return torch.vmap(function, in_dims=dims, randomness="different")(*spread)
 
     return together

@@ -50,15 +50,15 @@ def padded(learner: TaskLearner, inputs: Tensor) -> TaskLearner:
         learner: Is about to run under ``torch.vmap``.
         inputs: What its model is given. Integers may be looked up by a function rather than by a layer.
     """
-    if inputs.is_floating_point() and not any(map(_special, learner.modules())):
+    if inputs.is_floating_point() and not concerns(learner.modules()):
         return learner
     return _Padded(learner)
 
 
-def _special(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Embedding) and (
-        layer.padding_idx is not None or layer.scale_grad_by_freq
-    )
+def concerns(layers: Iterable[nn.Module]) -> bool:
+    """Whether some of these layers is an embedding that ``torch.vmap`` gets wrong."""
+    tables = (m for m in layers if isinstance(m, nn.Embedding))
+    return any(m.padding_idx is not None or m.scale_grad_by_freq for m in tables)
 
 
 class _Padded(Through[TaskLearner]):
