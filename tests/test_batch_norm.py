@@ -94,3 +94,34 @@ def test_it_stands_in_only_where_it_computes_the_same():
     assert not takes(nn.BatchNorm2d(3, **silent).to("meta"), x.to("meta"))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         takes(nn.BatchNorm1d(3, **silent), torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("evaluating", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+def test_instance_norm_is_right_whatever_the_layout_of_its_gradient(samples, evaluating, affine):
+    layer = nn.InstanceNorm2d(3, affine=affine, track_running_stats=True).double()
+    layer.running_mean.uniform_()
+    layer.running_var.uniform_(0.5, 2.0)
+    layer.train(not evaluating)
+    draw = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(samples, 3, 4, 5, generator=draw, dtype=torch.float64) for _ in range(2))
+
+    def gradients(layout):
+        one = x.to(memory_format=layout, copy=True).requires_grad_()
+        upstream = g.to(memory_format=layout, copy=True).requires_grad_()
+        (first,) = torch.autograd.grad(layer(one), one, upstream, create_graph=True)
+        return first, *torch.autograd.grad(first.sin().sum(), (one, upstream), allow_unused=True)
+
+    wanted = gradients(torch.contiguous_format)
+    with CheapNorms():
+        found = [gradients(torch.contiguous_format), gradients(torch.channels_last)]
+    for each in found:
+        for one, other in zip(each, wanted, strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or torch.allclose(one, other, rtol=0.0, atol=1e-10)
+
+
+def test_instance_norm_refuses_a_single_pixel_as_ever():
+    with CheapNorms(), pytest.raises(ValueError, match="more than 1 spatial element"):
+        nn.InstanceNorm2d(2)(torch.ones(3, 2, 1, 1))

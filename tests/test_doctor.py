@@ -796,3 +796,78 @@ def test_what_is_no_model_no_batch_or_no_loss_is_refused():
 
     with pytest.raises(ValueError, match="must be copyable.*there can be only one"):
         tr.doctor(Single(2, 1), batch)
+
+
+# ---- samples that see each other, embeddings, gradients that are not finite ----------------------
+
+
+class Sequence(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.last = layer, nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = isinstance(self.layer, nn.MultiheadAttention)
+        return self.last((self.layer(x, x, x) if query else self.layer(x))[0])
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM(2, 2), nn.MultiheadAttention(2, 1, batch_first=True)])
+def test_a_layer_that_takes_samples_for_time_is_named(layer: nn.Module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = [f for f in tr.doctor(Sequence(layer), batch_of()) if f.kind == "note"]
+    (note,) = found
+    assert note.layer == "layer" and "samples of a task for steps of one sequence" in note.problem
+    assert "batch_first=True" in note.fix
+
+
+def words() -> tr.TaskBatch:
+    x, y = torch.randint(0, 4, (TASKS, SAMPLES, 3)), torch.randn(TASKS, SAMPLES, 2)
+    return tr.TaskBatch((x, y), (x, y))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "problem"),
+    [
+        (lambda: nn.Embedding(4, 2, padding_idx=0), None, ""),
+        (lambda: nn.Embedding(4, 2, scale_grad_by_freq=True), "fails", "leaves out of second"),
+        (lambda: nn.Embedding(4, 2, max_norm=0.1), "fails", "writes into its parameter 'weight'"),
+        (lambda: nn.Embedding(4, 2, sparse=True), "slow", "has sparse gradients"),
+        (lambda: nn.EmbeddingBag(4, 2), "fails", "is an embedding bag, which has no second"),
+    ],
+)
+def test_embeddings(make: Callable[[], nn.Module], kind: str | None, problem: str):
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = make()
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.table(x)
+            return (rows if rows.ndim == 2 else rows.sum(1)).tanh()
+
+    found = tr.doctor(Words(), words())
+    if kind is None:
+        assert not found
+    else:
+        assert (found[0].layer, found[0].kind) == ("table", kind) and problem in found[0].problem
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_a_pooling_layer_without_a_finite_gradient_is_named(odd: bool):
+    """A cube root of a negative sum is NaN, a square root of zero has no finite derivative."""
+    pool = nn.LPPool1d(3 if odd else 2, 2)
+    middle = [] if odd else [nn.Threshold(100.0, 0.0)]
+    model = nn.Sequential(nn.Linear(2, 4), *middle, pool, nn.Linear(2, 1))
+    (found,) = tr.doctor(model, batch_of())
+    assert found.layer == str(len(middle) + 1) and found.kind == "fails"
+    assert found.problem == "LPPool1d has outputs or gradients that are not finite on this batch."
+    assert "average pooling" in found.fix
+    model[len(middle) + 1] = nn.AvgPool1d(2)
+    assert all(f.layer != found.layer for f in tr.doctor(model, batch_of()))
+
+
+def test_inner_steps_that_explode_are_the_steps_fault():
+    learner = tr.MAML(net(), lr=1e30, steps=3)
+    (found,) = tr.doctor(learner, batch_of())
+    assert found.layer == "(meta-step)" and "not finite" in found.problem

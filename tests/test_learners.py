@@ -1,11 +1,13 @@
 """The contract that every learner keeps on every engine."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
+from torch.nn.utils import prune
 
 import contracts
 import reference
@@ -303,3 +305,48 @@ def test_steps_are_checked_when_adapting() -> None:
     for steps in (-1, 2.5):
         with pytest.raises((ValueError, TypeError), match="steps"):
             learner.adapt(contracts.regression_batch().support, mse_loss, steps=steps)
+
+
+def unfrozen(model: nn.Sequential) -> None:
+    model[0].requires_grad_(True)
+
+
+def lengthened(model: nn.Sequential) -> None:
+    model.append(nn.Linear(1, 1).double())
+
+
+@pytest.mark.parametrize("engine", EAGER)
+@pytest.mark.parametrize(
+    ("change", "names"), [(unfrozen, "'0.weight', '0.bias'"), (lengthened, "'2.weight', '2.bias'")]
+)
+def test_metasgd_names_parameters_that_came_after_its_rates(
+    engine: str, change, names: str
+) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)).double()
+    model[0].requires_grad_(False)
+    learner = tr.MetaSGD(model, engine=engine)
+    change(model)
+    x, y = torch.rand(2, 3, 2).double(), torch.rand(2, 3, 1).double()
+    with pytest.raises(ValueError, match=rf"no learned rate for \[{names}\].* Build MetaSGD"):
+        learner.adapt((x, y), mse_loss)
+
+
+def old_style(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(layer)
+
+
+@pytest.mark.parametrize(
+    "computed",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        old_style,
+        lambda layer: prune.identity(layer, "weight"),
+    ],
+)
+def test_tnet_names_a_layer_whose_weight_is_computed(computed) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), computed(nn.Linear(3, 1)))
+    with pytest.raises(ValueError, match=r"cannot transform '1': its weight is no parameter.*MAML"):
+        tr.TNet(model)

@@ -428,3 +428,24 @@ def test_arguments_are_checked(options: dict[str, object], message: str) -> None
 def test_it_has_no_prototypes() -> None:
     with pytest.raises(ValueError, match="which UpdateEncoder does not have"):
         regularizer(align="sinkhorn", loss_fn=contracts.cross_entropy)
+
+
+def test_a_parameter_that_is_a_single_number_is_sketched() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+            self.layer = nn.Linear(2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * self.layer(x)
+
+    x, y = torch.rand(3, 4, 2), torch.rand(3, 4, 1)
+    for engine in ("loop", "batched"):
+        learner = tr.MAML(Scaled(), lr=0.1, steps=1, engine=engine)
+        reg = tr.TRLearner(encoder=tr.UpdateEncoder(dim=4))
+        out = reg(learner, tr.TaskBatch((x, y), (x, y)))
+        fast, start = learner.adapt((x, y), mse_loss).fast, learner.state()
+        moved = torch.cat([(fast[n] - t).reshape(3, -1) for n, t in start.items()], 1)
+        wanted = count_sketch(moved.detach(), 4)
+        assert torch.allclose(out.embeddings, wanted, rtol=0.0, atol=1e-6)

@@ -15,6 +15,12 @@ from torch.nn.parameter import is_lazy
 
 from trlearner.types import State
 
+SEQUENTIAL = (nn.RNNBase, nn.MultiheadAttention)
+"""Layers that take one axis of their input for time."""
+
+mixing: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Layers of these types that were found to take the samples' axis for time; see `trlearner.coupling`."""
+
 
 def pure_call(module: nn.Module, state: State, *args: Any) -> Any:
     """``module(*args)`` with `state` in place of its parameters and buffers.
@@ -80,14 +86,22 @@ def discarded_statistics(module: nn.Module) -> Iterator[None]:
 def couples_samples(module: nn.Module) -> bool:
     """Whether one sample's output depends on the others of its batch.
 
-    True of BatchNorm that normalizes with its batch's own statistics, and of any module with a true
-    attribute ``couples_samples`` (set it on a layer of yours that does so).
+    True of BatchNorm that normalizes with its batch's own statistics, of embeddings with
+    ``scale_grad_by_freq=True``, of the recurrent and attention layers in `mixing`, and of any module with
+    a true attribute ``couples_samples`` (set it on a layer of yours that does so).
     """
-    return any(
-        getattr(m, "couples_samples", False)
-        or (isinstance(m, _BatchNorm) and (m.training or m.running_mean is None))
-        for m in module.modules()
-    )
+    return any(map(couples, module.modules()))
+
+
+def couples(layer: nn.Module) -> bool:
+    """Whether this layer itself, apart from its children, couples samples; see `couples_samples`."""
+    if isinstance(layer, _BatchNorm):
+        return layer.training or layer.running_mean is None
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        return layer.scale_grad_by_freq
+    if isinstance(layer, SEQUENTIAL) and layer in mixing:
+        return True
+    return bool(getattr(layer, "couples_samples", False))
 
 
 def check_statistics(module: nn.Module, name: str = "model") -> None:

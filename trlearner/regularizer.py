@@ -262,7 +262,7 @@ class TRLearner(nn.Module):
         self.encoder.prepare(learner, batch)
         for part in self.encoder.modules():
             if isinstance(part, Extractor):
-                part.check()
+                part.check(batch.support)
         return {PREFIX + name: tensor for name, tensor in tensors(self).items()}
 
     def collect(

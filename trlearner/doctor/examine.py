@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from trlearner.batch import TaskBatch
+from trlearner.coupling import examine_learner
 from trlearner.doctor import notes
 from trlearner.doctor.explain import explain
 from trlearner.doctor.finding import KINDS, Diagnosis, Finding
@@ -174,7 +175,13 @@ def _examine(patient: Patient, names: dict[nn.Module, str], masked: bool) -> Ite
     recorder, reached, crash = _record(patient, names)
     if crash is not None:
         yield _crashed(recorder, names, crash)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            examine_learner(learner, patient.support, patient.loss_fn)
     yield from notes.of_norms(model, names.__getitem__, masked)
+    if patient.second_order:
+        yield from notes.of_embeddings(model, names.__getitem__)
     yield from notes.of_writes(recorder.writes, names.__getitem__)
     ran = {m for m, node in recorder.nodes.items() if node.complete}
     yield from notes.of_parameters(model, names.__getitem__, ran, reached)

@@ -44,6 +44,27 @@ KNOWN = (
         'pass compute_mode="use_mm_for_euclid_dist", or use first_order=True.',
     ),
     Explanation(
+        r"derivative for .*_embedding_bag",
+        "is an embedding bag, which has no second derivative.",
+        "use nn.Embedding and add up its rows, or use first_order=True.",
+    ),
+    Explanation(
+        r"scale_grad_by_freq=True",
+        "counts its indices over all tasks together under torch.vmap.",
+        f"pass scale_grad_by_freq=False, {ONE_BY_ONE}.",
+    ),
+    Explanation(
+        r"sparse tensors|Sparse(?:CPU|CUDA)",
+        "has sparse gradients, which torch.vmap cannot run.",
+        f"pass sparse=False, {ONE_BY_ONE}.",
+    ),
+    Explanation(
+        r"NotFinite",
+        "has outputs or gradients that are not finite on this batch.",
+        "look for a division by zero, or a root, norm or logarithm of zero; add a small number there, "
+        "e.g. (x + 1e-6).sqrt(). For nn.LPPool use average pooling of x.square() + 1e-6, then .sqrt().",
+    ),
+    Explanation(
         r"marked with @once_differentiable",
         "uses a torch.autograd.Function that can be differentiated only once.",
         "write its backward with differentiable operations and drop @once_differentiable, or use "

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from trlearner.doctor.explain import ONE_BY_ONE
 from trlearner.doctor.finding import TOGETHER, Finding
 from trlearner.doctor.record import Write
-from trlearner.functional import check_statistics, couples_samples
+from trlearner.functional import SEQUENTIAL, check_statistics, couples
 
 Name = Callable[[nn.Module], str]
 
@@ -29,10 +29,8 @@ def of_norms(model: nn.Module, name: Name, masked: bool) -> Iterator[Finding]:
                 "keep the model in training mode (.train()), build the layer with "
                 "track_running_stats=False, or use GroupNorm.",
             )
-        elif getattr(m, "couples_samples", False) or (
-            isinstance(m, _BatchNorm) and couples_samples(m)
-        ):
-            problem = f"{kind} looks at the other samples of a task"
+        elif couples(m):
+            problem = f"{kind} {_coupling(m)}"
             if masked:
                 yield Finding(
                     layer,
@@ -42,8 +40,38 @@ def of_norms(model: nn.Module, name: Name, masked: bool) -> Iterator[Finding]:
                     TOGETHER,
                 )
             else:
-                fix = "nothing, unless tasks differ in size: then use GroupNorm or engine='auto'."
-                yield Finding(layer, "note", f"{problem}.", fix, TOGETHER)
+                yield Finding(layer, "note", f"{problem}.", _remedy(m), TOGETHER)
+
+
+def _coupling(layer: nn.Module) -> str:
+    if isinstance(layer, SEQUENTIAL):
+        return "takes the samples of a task for steps of one sequence"
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        return "divides gradients by how often an index occurs among a task's samples"
+    return "looks at the other samples of a task"
+
+
+def _remedy(layer: nn.Module) -> str:
+    if isinstance(layer, SEQUENTIAL):
+        return (
+            "build it with batch_first=True and give it [samples, time, features]; nothing, if samples are "
+            "to see each other."
+        )
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        return "nothing, unless tasks differ in size: then drop scale_grad_by_freq or use engine='auto'."
+    return "nothing, unless tasks differ in size: then use GroupNorm or engine='auto'."
+
+
+def of_embeddings(model: nn.Module, name: Name) -> Iterator[Finding]:
+    """Embeddings whose second derivative is wrong."""
+    for m in model.modules():
+        if isinstance(m, nn.Embedding) and m.scale_grad_by_freq:
+            yield Finding(
+                name(m),
+                "fails",
+                "Embedding has scale_grad_by_freq=True, which torch leaves out of second derivatives.",
+                "build it with scale_grad_by_freq=False, or use first_order=True.",
+            )
 
 
 def _has_statistics(layer: _NormBase) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_map, tree_unflatten
 
 from trlearner.doctor.record import Call, Node, kept, replaced, signature, tensors_in
 from trlearner.engines import batched, loop
+from trlearner.engines.embedding import PaddedEmbeddings, concerns
 from trlearner.functional import discarded_statistics, random_state_kept, tensors
 from trlearner.learners.protocol import Learner
 from trlearner.samples import Samples
@@ -27,6 +29,10 @@ Function = Callable[..., list[Tensor]]
 
 # An old spectral norm does its work in a hook.
 NO_HOOKS: dict[str, Any] = {"_forward_pre_hooks": {}, "_forward_hooks": {}}
+
+
+class NotFinite(ArithmeticError):
+    """A layer's outputs or gradients contain NaN or infinity."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +103,18 @@ def attempt(
         try:
             for function, given, learned, own in functions:
                 if together and node.module is not None:
-                    function = _together(function, own)
+                    function = _together(function, own, concerns(node.module.modules()))
                 _differentiate_or_trace(trial, function, given, learned, twice)
         except Exception as error:
-            return error
+            passed_on = isinstance(error, NotFinite) and not all(map(_finite, _given(node)))
+            return None if passed_on else error
     return None
+
+
+def _given(node: Node) -> list[Tensor]:
+    """What a layer was given, of all numbers with a fraction."""
+    leaves = tensors_in([call.leaves for call in node.calls.values()])
+    return [t for t in leaves if t.is_floating_point()]
 
 
 def _differentiate_or_trace(
@@ -119,11 +132,13 @@ def _differentiate_or_trace(
 
         make_fx(gradients, tracing_mode="fake")(*[t.detach() for t in given])
     elif (total := _total(function, given, learned, twice)[0]) is not None:
-        _backward(total)
+        finite = _backward(total)
+        if trial == "second" and not finite:
+            raise NotFinite("outputs or gradients that are not finite")
 
 
-def _backward(total: Tensor) -> None:
-    """``total.backward()`` that leaves no gradient anywhere.
+def _backward(total: Tensor) -> bool:
+    """``total.backward()`` that leaves no gradient anywhere; whether all was finite.
 
     Not autograd.grad, which passes over what is marked as once differentiable without a word. But a
     loss may hold tensors of the user's, whose gradients are none of ours.
@@ -141,9 +156,15 @@ def _backward(total: Tensor) -> None:
         for leaf, _ in held:
             leaf.grad = None
         total.backward()
+        found = [leaf.grad for leaf, _ in held if leaf.grad is not None]
+        return all(map(_finite, [total.detach(), *found]))
     finally:
         for leaf, gradient in held:
             leaf.grad = gradient
+
+
+def _finite(t: Tensor) -> bool:
+    return bool(torch.isfinite(t.coalesce().values() if t.is_sparse else t).all())
 
 
 def _total(
@@ -155,7 +176,12 @@ def _total(
     ]
     wanted = [t for t in leaves if t.requires_grad]
     # Squares, for then gradients depend on all that is differentiated next.
-    total = _squares(function(*leaves))
+    outputs = function(*leaves)
+    if twice:
+        # A weight behind the layer, to which second derivatives lead as well.
+        behind = torch.ones((), requires_grad=True)
+        outputs = [behind * t if t.requires_grad else t for t in outputs]
+    total = _squares(outputs)
     if twice and total is not None and wanted:
         found = torch.autograd.grad(total, wanted, create_graph=True, allow_unused=True)
         total = _squares([g for g in found if g is not None])
@@ -201,7 +227,7 @@ def _call(module: nn.Module, names: list[str], call: Call) -> Function:
     return function
 
 
-def _together(function: Function, own: list[bool]) -> Function:
+def _together(function: Function, own: list[bool], corrected: bool) -> Function:
     """Two tasks at once, as engine ``batched`` runs them."""
     if not any(own):
         return function
@@ -209,7 +235,9 @@ def _together(function: Function, own: list[bool]) -> Function:
     def together(*values: Tensor) -> list[Tensor]:
         spread = [t.expand(2, *t.shape) if each else t for t, each in zip(values, own, strict=True)]
         dims = tuple(0 if each else None for each in own)
-        return torch.vmap(function, in_dims=dims, randomness="different")(*spread)
+        # As in the engine: within a mode, torch's own layers may take another path.
+        with PaddedEmbeddings() if corrected else nullcontext():
+            return torch.vmap(function, in_dims=dims, randomness="different")(*spread)
 
     return together
 

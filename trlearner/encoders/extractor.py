@@ -8,7 +8,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from trlearner import functional
+from trlearner.coupling import examine
 from trlearner.learners.protocol import MODEL, Learner, living, watching
+from trlearner.one_thread import OneThread
+from trlearner.samples import Samples
 from trlearner.types import SeesParts, State
 
 
@@ -24,6 +27,8 @@ class Extractor(nn.Module):
         borrowed: It is a part of a model that a loop of the user's own trains: it is read as it stands,
             and nothing of it is ever registered here.
     """
+
+    outside_graph = ("_theirs",)
 
     def __init__(self, module: nn.Module | None, borrowed: bool = False) -> None:
         super().__init__()
@@ -55,9 +60,13 @@ class Extractor(nn.Module):
         if not self.borrowed:
             self.own = _own(self.module, self._theirs)
 
-    def check(self) -> None:
-        """Refuse BatchNorm statistics that were never updated; see `check_statistics`."""
+    def check(self, support: Samples) -> None:
+        """Refuse BatchNorm statistics that were never updated, and see whether samples are mixed.
+
+        See `check_statistics` and `trlearner.coupling.examine`.
+        """
         functional.check_statistics(self.module, "extractor")
+        examine(self, self.module, lambda x: functional.pure_call(self.module, {}, x), support)
 
     def features(
         self, learner: Learner, state: State, x: Tensor, mask: Tensor | None = None
@@ -82,11 +91,13 @@ class Extractor(nn.Module):
         return found.flatten(2) if found.ndim > 2 else found[..., None]
 
     def _local_state(self, learner: Learner, state: State) -> dict[str, Tensor]:
-        theirs = {id(p): n for n, p in learner.named_parameters()}
-        theirs |= {id(b): n for n, b in learner.named_buffers()}
+        with OneThread([*learner.modules(), *self.module.modules()]):
+            theirs = {id(p): n for n, p in learner.named_parameters()}
+            theirs |= {id(b): n for n, b in learner.named_buffers()}
+            mine = (*self.module.named_parameters(), *self.module.named_buffers())
         state = {**state, **{MODEL + n: t for n, t in learner.model_state(state).items()}}
         local = {}
-        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+        for name, tensor in mine:
             if id(tensor) in theirs:
                 local[name] = state[theirs[id(tensor)]]
             elif OWN + name in state:

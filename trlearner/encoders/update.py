@@ -64,7 +64,8 @@ class UpdateEncoder(Encoder):
     def encode(self, learner: Learner, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
         """The sketched update of every task: ``[tasks, dim]``."""
         start = _descending(learner).start(state)
-        updates = torch.cat([(fast[name] - value).flatten(1) for name, value in start.items()], 1)
+        moved = [fast[name] - value for name, value in start.items()]
+        updates = torch.cat([m.reshape(len(m), -1) for m in moved], 1)
         return count_sketch(updates.detach() if self.detach else updates, self.dim, self.seed)
 
 

@@ -20,6 +20,8 @@ _backward = torch.ops.aten.native_batch_norm_backward
 class CheapNorms(TorchFunctionMode):
     """Inside of it, `torch.nn.functional.batch_norm` is `batch_norm` wherever that computes the same.
 
+    `torch.nn.functional.instance_norm` is computed by functions that are right in every memory format.
+
     Example:
         >>> x = torch.randn(4, 3, 5, 5)
         >>> layer = torch.nn.BatchNorm2d(3)
@@ -38,6 +40,8 @@ class CheapNorms(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.nn.functional.batch_norm and _suits(*args, **kwargs):
             return _of(*args, **kwargs)
+        if func is torch.nn.functional.instance_norm and args[0].shape[2:].numel() > 1:
+            return _instance_norm(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -62,6 +66,25 @@ def _of(
     eps: float = 1e-5,
 ) -> Tensor:
     return batch_norm(x, weight, bias, eps)
+
+
+def _instance_norm(
+    x: Tensor,
+    *,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    # torch's own reads a channels-last gradient of a single sample as if it were contiguous.
+    if use_input_stats:
+        return torch.nn.functional.group_norm(x, x.shape[1], weight, bias, eps)
+    return torch.nn.functional.batch_norm(
+        x, running_mean, running_var, weight, bias, False, momentum, eps
+    )
 
 
 def _suits(

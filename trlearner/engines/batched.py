@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from trlearner.engines.embedding import padded
 from trlearner.engines.loop import gradients
 from trlearner.loss import task_loss
 from trlearner.samples import Samples
@@ -35,6 +36,7 @@ def embed(learner: TaskLearner, state: State, x: Tensor, mask: Tensor | None) ->
     if mask is not None:
         check_masks(learner, "batched")
     if learner.couples_samples():
+        learner = padded(learner, x)
         return _vmap(lambda one: learner.embed(state, one))(x)
     together = learner.embed(state, rearrange(x, "tasks samples ... -> (tasks samples) ..."))
     return rearrange(together, "(tasks samples) ... -> tasks samples ...", tasks=len(x))
@@ -49,6 +51,7 @@ def adapt(
     steps: int,
 ) -> Fast:
     """All tasks' adaptations together: each entry ``[tasks, ...]``."""
+    learner = padded(learner, features)
 
     def loss_of(model: Fast, h: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         return task_loss(loss_fn, learner.predict(state, model, h), y, mask)
@@ -75,6 +78,7 @@ def predict(
     learner: TaskLearner, state: State, fast: Fast, features: Tensor, mask: Tensor | None
 ) -> Tensor:
     """Every model on its own task: ``[tasks, queries, ...]``."""
+    learner = padded(learner, features)
     return _vmap(lambda model, h: learner.predict(state, model, h))(fast, features)
 
 
@@ -87,6 +91,7 @@ def cross(
     neighbours: Tensor | None,
 ) -> Tensor:
     """Every model on every task: ``[models, tasks, queries, ...]``."""
+    learner = padded(learner, features)
 
     def one(model: Fast, h: Tensor) -> Tensor:
         return learner.predict(state, model, h)

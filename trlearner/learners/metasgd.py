@@ -65,9 +65,22 @@ class MetaSGD(GradientLearner):
 
     def start(self, state: State) -> Fast:
         """Every parameter that is not frozen."""
-        return {name: state[name] for name in self.trainable()}
+        names = self.trainable()
+        if missing := [n for n in names if _rate_name(n) not in state]:
+            named = [n.removeprefix(MODEL) for n in missing]
+            raise ValueError(
+                f"MetaSGD has no learned rate for {named}, which were frozen or absent when the learner "
+                "was built. Build MetaSGD(model) anew once the model has all its "
+                "layers and nothing in it is to be unfrozen, and give the optimizer the new rates."
+            )
+        return {name: state[name] for name in names}
 
     def rate(self, state: State, name: str, step: int) -> Tensor:
         """The learned rate."""
-        rate = state[RATES + name.removeprefix(MODEL).replace(".", "/")]
+        rate = state[_rate_name(name)]
         return rate[min(step, len(rate) - 1)] if self.per_step else rate
+
+
+def _rate_name(name: str) -> str:
+    """The state's name of the rate that belongs to one of the model's parameters."""
+    return RATES + name.removeprefix(MODEL).replace(".", "/")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trlearner import functional
+from trlearner.coupling import examine_learner
 from trlearner.engines import compiled
 from trlearner.engines.choose import ENGINES, TOGETHER, check_loss, check_name, choose
 from trlearner.learners.adapted import Adapted
@@ -157,6 +158,7 @@ class Learner(nn.Module, abc.ABC):
         """
         functional.check_statistics(self.model)
         self.prepare(samples)
+        examine_learner(self, samples, loss_fn)
         masked = any(s.mask is not None for s in (samples, *others))
         seen = sum(s.x.shape[1] for s in (samples, *others))
         engine = choose(self, self.engine, samples, loss_fn, masked, planned_steps, seen)

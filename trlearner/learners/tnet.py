@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeGuard
 
 import torch
@@ -33,7 +34,7 @@ class TNet(GradientLearner):
         recompute: As in `MAML`.
 
     Raises:
-        ValueError: The model has no layer to transform.
+        ValueError: The model has no layer to transform, or one whose weight is computed.
 
     Example:
         >>> learner = TNet(nn.Sequential(nn.Linear(3, 2)), lr=0.1, steps=1)
@@ -61,7 +62,10 @@ class TNet(GradientLearner):
         self._layers: dict[str, list[str]] = {}
         seen: set[int] = set()
         for path, layer in model.named_modules():
-            if not _transformable(layer) or id(layer.weight) in seen:
+            if not _transformable(layer):
+                continue
+            _check_owned(path, layer, own)
+            if id(layer.weight) in seen:
                 continue
             seen.add(id(layer.weight))
             if layer.bias is not None and id(layer.bias) in seen:
@@ -99,6 +103,19 @@ class TNet(GradientLearner):
 
 def _transformable(layer: nn.Module) -> TypeGuard[nn.Linear | _ConvNd]:
     return isinstance(layer, nn.Linear) or (isinstance(layer, _ConvNd) and not layer.transposed)
+
+
+def _check_owned(path: str, layer: nn.Linear | _ConvNd, own: Mapping[int, str]) -> None:
+    """Refuse a weight or bias that the layer computes anew in each forward, or keeps in a buffer."""
+    for name in ("weight", "bias"):
+        value = getattr(layer, name)
+        if value is not None and id(value) not in own:
+            raise ValueError(
+                f"TNet cannot transform {path or 'model'!r}: its {name} is no parameter, but is computed "
+                "from others (weight_norm, spectral_norm, pruning) or kept in a buffer. Make it a parameter "
+                "(torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), "
+                "torch.nn.utils.remove_weight_norm(layer)) or use MAML."
+            )
 
 
 def _identity(layer: nn.Linear | _ConvNd) -> Tensor:
