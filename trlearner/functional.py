@@ -147,6 +147,11 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: t if is_lazy(t) else t.detach() for name, t in found.items()}
 
 
+def views(state: State) -> dict[str, Tensor]:
+    """The same values as views: a hook on a view sees the gradients of one graph, not of all."""
+    return {n: t.view_as(t) if t.requires_grad else t for n, t in state.items()}
+
+
 def take(values: Tensor, choice: Tensor) -> Tensor:
     """Some samples of each task: ``[tasks, samples, ...], [tasks, chosen] -> [tasks, chosen, ...]``."""
     return values[torch.arange(len(values), device=values.device)[:, None], choice]

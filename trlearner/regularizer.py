@@ -28,7 +28,13 @@ from trlearner.engines.choose import (
 )
 from trlearner.engines.graph import NotCompilable
 from trlearner.engines.tune import fastest
-from trlearner.functional import random_state, random_state_kept, set_random_state, tensors
+from trlearner.functional import (
+    random_state,
+    random_state_kept,
+    set_random_state,
+    tensors,
+    views,
+)
 from trlearner.learners.protocol import Learner
 from trlearner.meta_step import PREFIX, described, meta_step, relation_term, state_of_loss
 from trlearner.options import OPTIONS, Align, ChunkSize, check_options
@@ -202,11 +208,13 @@ class TRLearner(nn.Module):
             engine = self._tune(learner, state, batch, draws)
         monitor = self._watching()
         random = None if monitor is None else random_state()
-        out = self._run_somehow(engine, learner, state, batch, draws)
-        if not (self.training and torch.is_grad_enabled()):
+        trains = self.training and torch.is_grad_enabled()
+        followed = views(learner.state()) if trains and self.sampler is not None else {}
+        out = self._run_somehow(engine, learner, state | followed, batch, draws)
+        if not trains:
             return out
         if self.sampler is not None:
-            self.sampler.watch(learner, batch)
+            self.sampler.watch(learner, batch, followed)
         if monitor is None or random is None:
             return out
 
