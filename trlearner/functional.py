@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
 
+from trlearner.one_thread import OneThread
 from trlearner.types import State
 
 
@@ -18,7 +19,8 @@ def pure_call(module: nn.Module, state: State, *args: Any) -> Any:
     """``module(*args)`` with `state` in place of its parameters and buffers.
 
     Neither the module nor `state` is changed: statistics that a forward would update (BatchNorm's
-    running mean and its kin) are computed and discarded, other buffers are cloned.
+    running mean and its kin) are computed and discarded, other buffers are cloned. Another thread that runs
+    the module, or a part of it, meanwhile is refused.
 
     Args:
         module: Any module.
@@ -34,15 +36,17 @@ def pure_call(module: nn.Module, state: State, *args: Any) -> Any:
     """
     given: dict[str, Tensor] = {}
     first: dict[int, str] = {}
-    for prefix, one in module.named_modules():
-        for name, tensor in (*one._parameters.items(), *one._buffers.items()):
-            if tensor is not None:
-                path = f"{prefix}.{name}" if prefix else name
-                value = state.get(first.setdefault(id(tensor), path), tensor)
-                given[path] = value.clone() if name in one._buffers else value
-    with discarded_statistics(module):
-        # Ties are resolved above: torch would swap a module of two names twice, and restore once.
-        return torch.func.functional_call(module, given, args, tie_weights=False)
+    modules = dict(module.named_modules())
+    with OneThread(modules.values()):
+        for prefix, one in modules.items():
+            for name, tensor in (*one._parameters.items(), *one._buffers.items()):
+                if tensor is not None:
+                    path = f"{prefix}.{name}" if prefix else name
+                    value = state.get(first.setdefault(id(tensor), path), tensor)
+                    given[path] = value.clone() if name in one._buffers else value
+        with discarded_statistics(module):
+            # Ties are resolved above: torch would swap a module of two names twice, and restore once.
+            return torch.func.functional_call(module, given, args, tie_weights=False)
 
 
 @contextmanager
@@ -133,14 +137,15 @@ def per_task(
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
     """A module's parameters and buffers by name; without their graph where gradients are off."""
-    modules, found = list(module.named_modules()), {}
-    for kind in ("_parameters", "_buffers"):
-        seen: set[int] = set()
-        for prefix, one in modules:
-            for name, tensor in getattr(one, kind).items():
-                if tensor is not None and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    found[f"{prefix}.{name}" if prefix else name] = tensor
+    modules, found = dict(module.named_modules()), {}
+    with OneThread(modules.values()):
+        for kind in ("_parameters", "_buffers"):
+            seen: set[int] = set()
+            for prefix, one in modules.items():
+                for name, tensor in getattr(one, kind).items():
+                    if tensor is not None and id(tensor) not in seen:
+                        seen.add(id(tensor))
+                        found[f"{prefix}.{name}" if prefix else name] = tensor
     if torch.is_grad_enabled():
         return found
     # A parameter that still waits for its width cannot be detached, nor does it carry a graph.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trlearner import functional
 from trlearner.learners.protocol import MODEL, Learner, living, watching
+from trlearner.one_thread import OneThread
 from trlearner.types import State
 
 
@@ -24,6 +25,8 @@ class Extractor(nn.Module):
         borrowed: It is a part of a model that a loop of the user's own trains: it is read as it stands,
             and nothing of it is ever registered here.
     """
+
+    outside_graph = ("_theirs",)
 
     def __init__(self, module: nn.Module | None, borrowed: bool = False) -> None:
         super().__init__()
@@ -82,11 +85,13 @@ class Extractor(nn.Module):
         return found.flatten(2) if found.ndim > 2 else found[..., None]
 
     def _local_state(self, learner: Learner, state: State) -> dict[str, Tensor]:
-        theirs = {id(p): n for n, p in learner.named_parameters()}
-        theirs |= {id(b): n for n, b in learner.named_buffers()}
+        with OneThread([*learner.modules(), *self.module.modules()]):
+            theirs = {id(p): n for n, p in learner.named_parameters()}
+            theirs |= {id(b): n for n, b in learner.named_buffers()}
+            mine = (*self.module.named_parameters(), *self.module.named_buffers())
         state = {**state, **{MODEL + n: t for n, t in learner.model_state(state).items()}}
         local = {}
-        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+        for name, tensor in mine:
             if id(tensor) in theirs:
                 local[name] = state[theirs[id(tensor)]]
             elif OWN + name in state:
