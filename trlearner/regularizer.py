@@ -16,7 +16,7 @@ from trlearner.collect import Collected
 from trlearner.consistency import Mixture, Normalize, mixture_kind
 from trlearner.encoders.extractor import Extractor
 from trlearner.encoders.protocol import Encoder
-from trlearner.engines import compiled, guard
+from trlearner.engines import compiled
 from trlearner.engines.choose import (
     ENGINES,
     SELF_CHOSEN,
@@ -122,6 +122,11 @@ class TRLearner(nn.Module):
         >>> out.relations.shape, out.engine
         (torch.Size([4, 4]), 'batched')
     """
+
+    outside_graph = (
+        *("lam", "temperature"),  # which are inputs of the graph
+        *("planned_steps", "monitor", "sampler", "generator", "_warned"),
+    )
 
     def __init__(
         self,
@@ -356,9 +361,8 @@ class TRLearner(nn.Module):
                 "chunk_size='auto' looks at every step's memory, which a graph cannot. Pass a number, or use "
                 "engine='batched'."
             )
-        used = self if draws.related else self.loss_fn
-        settings = guard.settings(used) if isinstance(used, nn.Module) else used
-        return compiled.run(step, self, engine, learner, state, batch, draws, settings)
+        reads = self if draws.related else self.loss_fn
+        return compiled.run(step, self, engine, learner, state, batch, draws, reads)
 
     def _task_weights(self, learner: Learner, batch: TaskBatch) -> Tensor | None:
         """Of the tasks' own losses in a step that trains; ``None`` for their mean."""
