@@ -208,7 +208,8 @@ def test_models_of_ones_own_loop_have_no_head() -> None:
     reg = tr.TRLearner(tr.LabelledEncoder(None, dim=8, features=1, targets=1), head="head")
     tasks, w = reg.collect(), torch.ones(1, requires_grad=True)
     for x in torch.rand(3, 5, 1):
-        tasks.add(lambda x: w * x, support=(x, x), query=(x, x))
+        fast = w + x.mean()
+        tasks.add(lambda x, fast=fast: fast * x, support=(x, x), query=(x, x))
     with pytest.raises(ValueError, match="models of your own loop are asked as a whole"):
         tasks.penalty()
 

@@ -564,3 +564,99 @@ def test_states_are_checked() -> None:
         made(task_ids=IDS[:8]).load_state_dict(made().state_dict())
     with pytest.raises(ValueError, match="the state must be of a sampler of the same scores"):
         made(scores=("entropy",)).load_state_dict(made().state_dict())
+
+
+# ---- what it leaves behind in the user's model --------------------------------------------------
+
+
+FEW = contracts.regression_batch(tasks=3, support=2)
+
+
+def quick(engine: str) -> tr.Learner:
+    return contracts.learner("maml", contracts.net(), engine, steps=1)
+
+
+def hooks_of(learner: tr.Learner) -> list[str]:
+    """The parameters that anybody has put a hook on."""
+    return [
+        name
+        for name, p in learner.named_parameters()
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)
+    ]
+
+
+def backward(loss: Tensor, learner: tr.Learner) -> None:
+    loss.backward()
+
+
+def grad(loss: Tensor, learner: tr.Learner) -> None:
+    assert torch.autograd.grad(loss, list(learner.parameters()))
+
+
+def never(loss: Tensor, learner: tr.Learner) -> None:
+    """A step that is thrown away."""
+
+
+@pytest.mark.parametrize("finish", [backward, grad, never])
+@pytest.mark.parametrize("engine", contracts.ENGINES)
+def test_no_hook_outlives_a_step(engine: str, finish) -> None:  # type: ignore[no-untyped-def]
+    """The sampler reads each step's gradient, and any other gradient of the parameters is left alone."""
+    sampler = tr.AdaptiveTaskSampler(every=2, engine="eager")
+    reg, learner = regularizer(sampler), quick(engine)
+    parameters = list(learner.parameters())
+    for _ in range(12):
+        finish(reg(learner, FEW).loss, learner)
+        assert hooks_of(learner) == []
+        # The user's own gradients, in a graph that has nothing to do with the step.
+        own = sum(p.square().sum() for p in parameters)
+        found = torch.autograd.grad(own, parameters)
+        assert all(torch.equal(g, 2 * p) for g, p in zip(found, parameters, strict=True))
+    sampler.settle()
+    learned = len(sampler._trainer.memory) > 0
+    assert learned == (finish is not never)
+
+
+@pytest.mark.parametrize("engine", ["loop", "batched"])
+def test_a_sampler_that_is_gone_disturbs_nobody(engine: str) -> None:
+    sampler = tr.AdaptiveTaskSampler(every=1, engine="eager")
+    reg, learner = regularizer(sampler), quick(engine)
+    for _ in range(2):
+        loss = reg(learner, FEW).loss
+    expected = torch.autograd.grad(loss, list(learner.parameters()), retain_graph=True)
+    del sampler
+    reg.sampler = None
+    found = torch.autograd.grad(loss, list(learner.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert hooks_of(learner) == []
+    assert reg(learner, FEW).loss.isfinite()
+
+
+@pytest.mark.parametrize("engine", ["loop", "higher", "channels_last"])
+def test_training_goes_on_past_the_first_look(engine: str) -> None:
+    """With the sampler's own defaults, whose first look comes with the tenth step."""
+    torch.manual_seed(0)
+    learner = tr.MAML(nn.Linear(2, 3).double(), lr=0.1, steps=1, engine=engine)
+    sampler = tr.AdaptiveTaskSampler()
+    reg = regularizer(sampler)
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.01)
+    for _ in range(12):
+        optimizer.zero_grad()
+        reg(learner, FEW).loss.backward()
+        optimizer.step()
+    assert sampler.updates == 12
+    assert hooks_of(learner) == []
+
+
+def test_the_sampler_reads_the_gradient_of_its_step_alone() -> None:
+    """A loss of the user's own, added to the step's, is not mistaken for the batch's gradient."""
+    sampler = tr.AdaptiveTaskSampler(every=1, engine="eager")
+    reg, learner = regularizer(sampler, lam=0.0), quick("batched")
+    reg(learner, FEW).loss.backward()
+    learner.zero_grad()
+    loss = reg(learner, FEW).loss
+    expected = contracts.gradients(loss, learner)
+    decay = sum(p.square().sum() for p in learner.parameters())
+    (loss + decay).backward()
+    assert sampler._waiting is not None and sampler._waiting.direction is not None
+    for name, direction in sampler._waiting.direction.items():
+        contracts.close(direction, expected[f"0.{name}"], 1e-12)

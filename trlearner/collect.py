@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from types import TracebackType
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from trlearner.asked import Asked, Predict, without_gradient
 from trlearner.batch import TaskBatch
 from trlearner.encoders.protocol import Encoder
 from trlearner.encoders.update import UpdateEncoder
+from trlearner.late_binding import bindings, rebound, same
 from trlearner.learners.protocol import Learner
 from trlearner.output import Term
 from trlearner.samples import Pair
@@ -66,6 +67,7 @@ class Collected:
         self.ways = ways
         self.term: Term | None = None
         self._models: list[Predict] = []
+        self._bound: list[dict[str, Any]] = []
         self._tasks: list[tuple[Pair, Pair]] = []
         self._ids: list[Hashable] = []
         self._losses: list[Tensor | None] = []
@@ -105,12 +107,12 @@ class Collected:
             raise TypeError(
                 f"predict must be a callable from inputs to predictions, got {type(predict).__name__}."
             )
-        if any(predict is model for model in self._models):
+        if any(same(predict, model) for model in self._models):
             raise ValueError(
-                "predict is the very model of a task that was added before. If your inner loop changes "
-                "one module in place, both tasks would be asked with the last one's parameters: add a "
-                "function of each task's own, e.g. lambda x, p=dict(net.named_parameters()): "
-                "torch.func.functional_call(net, p, (x,))."
+                "predict is the very model of a task that was added before: the same code reads the same "
+                "variables. If your inner loop changes one module in place, or sets one variable anew, both "
+                "tasks would be asked with the last one's parameters: add a function of each task's own, "
+                "e.g. lambda x, fast=fast: torch.func.functional_call(net, fast, (x,))."
             )
         if loss is not None:
             _check_loss(loss)
@@ -122,6 +124,7 @@ class Collected:
                 )
         self._losses.append(loss)
         self._models.append(predict)
+        self._bound.append(bindings(predict))
         self._tasks.append((support, query))
         self._ids.append(id)
 
@@ -225,8 +228,20 @@ class Collected:
                 "penalty() was called already. Start the next meta-step with another reg.collect()."
             )
 
+    def _check_bound(self) -> None:
+        """Warns of models that read a variable which has been set anew since."""
+        for i, (model, before) in enumerate(zip(self._models, self._bound, strict=True)):
+            if names := rebound(model, before):
+                warn(
+                    f"the model of task {i} reads {', '.join(names)}, which was set anew after the task was "
+                    "added: it predicts with what is there now. Hand it over when you make the function, "
+                    f"e.g. lambda x, {names[0]}={names[0]}: ..."
+                )
+                return
+
     def _penalty(self) -> Tensor:
         self._closed = True
+        self._check_bound()
         if not self._models:
             raise ValueError(
                 "no task was added: call add(predict, support=..., query=...) for each."

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
+from trlearner.one_thread import OneThread
 from trlearner.types import State
 
 SEQUENTIAL = (nn.RNNBase, nn.MultiheadAttention)
@@ -26,7 +27,8 @@ def pure_call(module: nn.Module, state: State, *args: Any) -> Any:
     """``module(*args)`` with `state` in place of its parameters and buffers.
 
     Neither the module nor `state` is changed: statistics that a forward would update (BatchNorm's
-    running mean and its kin) are computed and discarded, other buffers are cloned.
+    running mean and its kin) are computed and discarded, other buffers are cloned. Another thread that runs
+    the module, or a part of it, meanwhile is refused.
 
     Args:
         module: Any module.
@@ -42,8 +44,9 @@ def pure_call(module: nn.Module, state: State, *args: Any) -> Any:
     """
     given: dict[str, Tensor] = {}
     first: dict[int, str] = {}
-    with discarded_statistics(module):
-        for prefix, one in module.named_modules():
+    modules = dict(module.named_modules())
+    with OneThread(modules.values()), discarded_statistics(module):
+        for prefix, one in modules.items():
             for name, tensor in (*one._parameters.items(), *one._buffers.items()):
                 if tensor is not None:
                     path = f"{prefix}.{name}" if prefix else name
@@ -170,18 +173,24 @@ def per_task(
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
     """A module's parameters and buffers by name; without their graph where gradients are off."""
-    modules, found = list(module.named_modules()), {}
-    for kind in ("_parameters", "_buffers"):
-        seen: set[int] = set()
-        for prefix, one in modules:
-            for name, tensor in getattr(one, kind).items():
-                if tensor is not None and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    found[f"{prefix}.{name}" if prefix else name] = tensor
+    modules, found = dict(module.named_modules()), {}
+    with OneThread(modules.values()):
+        for kind in ("_parameters", "_buffers"):
+            seen: set[int] = set()
+            for prefix, one in modules.items():
+                for name, tensor in getattr(one, kind).items():
+                    if tensor is not None and id(tensor) not in seen:
+                        seen.add(id(tensor))
+                        found[f"{prefix}.{name}" if prefix else name] = tensor
     if torch.is_grad_enabled():
         return found
     # A parameter that still waits for its width cannot be detached, nor does it carry a graph.
     return {name: t if is_lazy(t) else t.detach() for name, t in found.items()}
+
+
+def views(state: State) -> dict[str, Tensor]:
+    """The same values as views: a hook on a view sees the gradients of one graph, not of all."""
+    return {n: t.view_as(t) if t.requires_grad else t for n, t in state.items()}
 
 
 def take(values: Tensor, choice: Tensor) -> Tensor:

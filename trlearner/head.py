@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trlearner import functional
 from trlearner.engines import loop
+from trlearner.one_thread import OneThread
 from trlearner.rows import unbound
 from trlearner.samples import Samples
 from trlearner.seam import TaskLearner, Through
@@ -23,13 +24,14 @@ def before(model: nn.Module, head: str, run: Callable[[], Any]) -> Tensor:
     Raises:
         ValueError: The head is never called.
     """
-    handle = model.get_submodule(head).register_forward_pre_hook(_stop)
-    try:
-        run()
-    except _Reached as reached:
-        return reached.features
-    finally:
-        handle.remove()
+    with OneThread(model.modules()):
+        handle = model.get_submodule(head).register_forward_pre_hook(_stop)
+        try:
+            run()
+        except _Reached as reached:
+            return reached.features
+        finally:
+            handle.remove()
     raise ValueError(f"the model never called its head {head!r}. Name the layer that it ends in.")
 
 

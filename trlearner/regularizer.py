@@ -16,7 +16,7 @@ from trlearner.collect import Collected
 from trlearner.consistency import Mixture, Normalize, mixture_kind
 from trlearner.encoders.extractor import Extractor
 from trlearner.encoders.protocol import Encoder
-from trlearner.engines import compiled, guard
+from trlearner.engines import compiled
 from trlearner.engines.choose import (
     ENGINES,
     SELF_CHOSEN,
@@ -28,7 +28,13 @@ from trlearner.engines.choose import (
 )
 from trlearner.engines.graph import NotCompilable
 from trlearner.engines.tune import fastest
-from trlearner.functional import random_state, random_state_kept, set_random_state, tensors
+from trlearner.functional import (
+    random_state,
+    random_state_kept,
+    set_random_state,
+    tensors,
+    views,
+)
 from trlearner.learners.protocol import Learner
 from trlearner.meta_step import PREFIX, described, meta_step, relation_term, state_of_loss
 from trlearner.options import OPTIONS, Align, ChunkSize, check_options
@@ -117,6 +123,11 @@ class TRLearner(nn.Module):
         (torch.Size([4, 4]), 'batched')
     """
 
+    outside_graph = (
+        *("lam", "temperature"),  # which are inputs of the graph
+        *("planned_steps", "monitor", "sampler", "generator", "_warned"),
+    )
+
     def __init__(
         self,
         encoder: Encoder,
@@ -202,11 +213,13 @@ class TRLearner(nn.Module):
             engine = self._tune(learner, state, batch, draws)
         monitor = self._watching()
         random = None if monitor is None else random_state()
-        out = self._run_somehow(engine, learner, state, batch, draws)
-        if not (self.training and torch.is_grad_enabled()):
+        trains = self.training and torch.is_grad_enabled()
+        followed = views(learner.state()) if trains and self.sampler is not None else {}
+        out = self._run_somehow(engine, learner, state | followed, batch, draws)
+        if not trains:
             return out
         if self.sampler is not None:
-            self.sampler.watch(learner, batch)
+            self.sampler.watch(learner, batch, followed)
         if monitor is None or random is None:
             return out
 
@@ -348,9 +361,8 @@ class TRLearner(nn.Module):
                 "chunk_size='auto' looks at every step's memory, which a graph cannot. Pass a number, or use "
                 "engine='batched'."
             )
-        used = self if draws.related else self.loss_fn
-        settings = guard.settings(used) if isinstance(used, nn.Module) else used
-        return compiled.run(step, self, engine, learner, state, batch, draws, settings)
+        reads = self if draws.related else self.loss_fn
+        return compiled.run(step, self, engine, learner, state, batch, draws, reads)
 
     def _task_weights(self, learner: Learner, batch: TaskBatch) -> Tensor | None:
         """Of the tasks' own losses in a step that trains; ``None`` for their mean."""

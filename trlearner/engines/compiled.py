@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from trlearner.batch import TaskBatch
 from trlearner.engines import batched, guard
 from trlearner.engines.graph import Function, Graph, build
+from trlearner.engines.settings import Settings, ignore, settings
 from trlearner.output import Draws, Output
 from trlearner.samples import Samples
 from trlearner.seam import Engine
@@ -46,7 +47,7 @@ def run(
     state: State,
     batch: TaskBatch,
     draws: Draws,
-    settings: Hashable,
+    reads: Any,
 ) -> Output:
     """`step`, from a graph that is traced at the first call of its kind.
 
@@ -60,7 +61,7 @@ def run(
         state: As `step` takes it.
         batch: As `step` takes it.
         draws: As `step` takes it; λ and the temperature may change without a new graph.
-        settings: What else of the owner the step depends on.
+        reads: The module or function that the step reads besides the learner.
 
     Raises:
         NotCompilable: The step cannot be traced or compiled, with the reason and what to do.
@@ -68,7 +69,7 @@ def run(
     queries = batch.query.x.shape[1]
     batch, draws = _rounded(batch, draws)
     inputs = _flatten(state, batch, draws)
-    facts = {"relation term": draws.related, "settings of the regularizer": settings}
+    facts = {"relation term": draws.related, "settings of the regularizer": reads}
 
     def function(given: dict[str, Tensor]) -> dict[str, Tensor]:
         out = step(engine, learner, _state(given), *_unflatten(batch, draws, given))
@@ -160,28 +161,54 @@ def _graph(
 ) -> Graph:
     """The graph of `function`, from the cache where there is one."""
     learns = torch.is_grad_enabled()
-    key = guard.key(
-        inputs,
-        {
+    read = {"settings of the learner": learner, **{n: v for n, v in facts.items() if callable(v)}}
+
+    def key_now() -> guard.Key:
+        around = {
             "engine": engine.name,
             "gradients": learns,
             **facts,
             "ways": samples.ways,
             "autocast": guard.autocast(samples.x.device.type),
-            "settings of the learner": guard.settings(learner),
-        },
-    )
+            "default dtype": torch.get_default_dtype(),
+        }
+        return guard.key(inputs, around | {name: settings(root) for name, root in read.items()})
+
     graphs = _graphs.setdefault(learner, weakref.WeakKeyDictionary()).setdefault(
         owner, OrderedDict()
     )
-    if key not in graphs:
+    key = key_now()
+    graph = graphs.get(key)
+    if graph is None:
         guard.report_change(graphs, key, LIMIT)
         trained = [n for n, t in inputs.items() if learns and t.requires_grad]
-        graphs[key] = build(function, inputs, trained, engine.name, compile=engine.name != "traced")
+        known = guard.same_but_settings(graphs, key)
+        graph = build(function, inputs, trained, engine.name, engine.name != "traced", known)
+        if _ignore_written(read, key):
+            key = key_now()
+        for old in [k for k, kept in graphs.items() if kept is graph]:
+            del graphs[old]
+        graphs[key] = graph
         if len(graphs) > LIMIT:
             graphs.popitem(last=False)
     graphs.move_to_end(key)
-    return graphs[key]
+    return graph
+
+
+def _ignore_written(read: dict[str, Any], before: guard.Key) -> bool:
+    """Leaves out of later keys what the trace itself has changed, which would make every key a new one."""
+    names: set[str] = set()
+    then = dict(before)
+    for name, root in read.items():
+        was = then[name]
+        assert isinstance(was, Settings)
+        written = settings(root).changed(was)
+        if written:
+            ignore(root, written)
+            names.update(written)
+    if names:
+        guard.report_written(names)
+    return bool(names)
 
 
 def _flatten(state: State, batch: TaskBatch, draws: Draws) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import shlex
@@ -9,12 +10,15 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from trlearner.engines.batched import NotBatchable
+from trlearner.targets import Misfit
 
 Function = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """A pure function of named tensors; what it calls ``loss`` is what gradients are taken of."""
@@ -31,6 +35,9 @@ class Graph:
     run: Callable[..., Sequence[Tensor]]
     outputs: tuple[str, ...]
     trained: tuple[str, ...]  # the inputs that have a gradient, in the order of the last results
+    signature: (
+        bytes | None
+    )  # of the operations; graphs of the same inputs and signature are the same
 
     def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The outputs by name; ``loss`` carries the gradient of the inputs that were to have one."""
@@ -67,7 +74,12 @@ class _Known(torch.autograd.Function):
 
 
 def build(
-    function: Function, inputs: dict[str, Tensor], wanted: Sequence[str], engine: str, compile: bool
+    function: Function,
+    inputs: dict[str, Tensor],
+    wanted: Sequence[str],
+    engine: str,
+    compile: bool,
+    known: Iterable[Graph] = (),
 ) -> Graph:
     """Traces and, if asked to, compiles.
 
@@ -77,6 +89,7 @@ def build(
         wanted: The inputs whose gradients the graph is to compute, where there are any.
         engine: What error texts call the engine.
         compile: Whether Inductor compiles what was traced.
+        known: Graphs of the same inputs; if the trace gives one of these, it is returned.
 
     Raises:
         NotCompilable: With the reason and what to do.
@@ -84,16 +97,24 @@ def build(
     started = time.perf_counter()
     try:
         traced, outputs, trained = _trace(function, inputs, wanted)
+    except Misfit:
+        raise  # no fault of the graph's
+    except NotBatchable as error:
+        raise NotCompilable(f"engine={engine!r} could not trace this meta-step: {error}") from error
     except Exception as error:
         raise NotCompilable(
             f"engine={engine!r} could not trace this meta-step: {error}\nA model must not branch "
             "on the values of tensors, and every tensor that it or the loss uses must be a parameter, "
             "a buffer or an argument. Use engine='batched' or 'auto'."
         ) from error
+    signature = _signature(traced)
+    for graph in known:
+        if signature is not None and graph.signature == signature:
+            return graph
     if not compile:
-        return Graph(_reshaping(traced), outputs, trained)
+        return Graph(_reshaping(traced), outputs, trained, signature)
     say(f"compiling {len(traced.graph.nodes)} operations, traced in {_since(started)}...")
-    graph = Graph(_inductor(traced, list(inputs.values())), outputs, trained)
+    graph = Graph(_inductor(traced, list(inputs.values())), outputs, trained, signature)
     say(f"compiled in {_since(started)}; further steps reuse it.")
     return graph
 
@@ -129,6 +150,13 @@ def _reshaping(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
             node.target = torch.ops.aten.reshape.default
     graph.recompile()
     return graph
+
+
+def _signature(graph: torch.fx.GraphModule) -> bytes | None:
+    """The same for graphs that do the same; ``None`` for one that holds tensors."""
+    if any(node.op == "get_attr" for node in graph.graph.nodes):
+        return None
+    return hashlib.sha256(graph.code.encode()).digest()
 
 
 def _inductor(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from trlearner.engines.settings import Settings
 from trlearner.warn import warn
 
+T = TypeVar("T")
 Key = tuple[tuple[str, Hashable], ...]
-IRRELEVANT = ("lam", "temperature", "planned_steps", "monitor")
-"""Settings that no graph depends on: λ and the temperature are inputs of it."""
 PURPOSE = ("engine", "gradients", "relation term", "purpose")
 """Facts by which graphs differ on purpose: training and validation have one each."""
-PLAIN = (bool, int, float, str, type(None), enum.Enum, torch.dtype, torch.device)
 
 
 def key(inputs: Mapping[str, Tensor], facts: Mapping[str, Hashable]) -> Key:
@@ -29,23 +27,15 @@ def key(inputs: Mapping[str, Tensor], facts: Mapping[str, Hashable]) -> Key:
     return (*facts.items(), *((name, _kind(t)) for name, t in inputs.items()))
 
 
-def settings(module: nn.Module) -> Hashable:
-    """What a module's forward may depend on besides tensors."""
-    found: list[Any] = []
-    for m in module.modules():
-        for name, value in m.__dict__.items():
-            if name[0] == "_" or name in IRRELEVANT:
-                continue
-            if isinstance(value, PLAIN) or callable(value):
-                found.append((name, value))
-            elif isinstance(value, (tuple, list, dict)):
-                found.append((name, repr(value)))
-    return tuple(found)
-
-
 def autocast(device: str) -> Hashable:
     """Whether and to what autocast casts."""
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+
+
+def same_but_settings(old: Mapping[Key, T], new: Key) -> list[T]:
+    """What was kept under keys that differ from `new` in settings only."""
+    rest = _without_settings(new)
+    return [kept for one, kept in old.items() if _without_settings(one) == rest]
 
 
 def report_change(old: Iterable[Key], new: Key, kept: int) -> None:
@@ -54,12 +44,47 @@ def report_change(old: Iterable[Key], new: Key, kept: int) -> None:
     alike = [then for one in old if all((then := dict(one)).get(n) == now.get(n) for n in PURPOSE)]
     if not alike:
         return
-    changed = [name for name in now if alike[-1].get(name) != now[name]]
-    changed += [name for name in alike[-1] if name not in now]
+    then = alike[-1]
+    changed = [
+        _named(name, then.get(name), now[name]) for name in now if then.get(name) != now[name]
+    ]
+    changed += [name for name in then if name not in now]
+    of_settings = any(isinstance(now.get(n), Settings) and then.get(n) != now[n] for n in now)
     warn(
-        f"the meta-step is traced and compiled anew, because this changed: {', '.join(changed)}. "
-        f"At most {kept} graphs are kept; keep shapes and settings fixed, or pad tasks to one size."
+        "the meta-step is traced anew, and compiled where that gives another graph, because this changed: "
+        f"{', '.join(changed)}. At most {kept} graphs are kept; keep shapes and settings fixed, or pad tasks "
+        f"to one size.{OUTSIDE if of_settings else ''}"
     )
+
+
+def report_written(names: Iterable[str]) -> None:
+    """Warns of what running a step has set."""
+    warn(
+        f"tracing the model and the loss changed {_few(sorted(names))}. A graph runs no Python: later steps "
+        "will neither change nor read it. If a prediction depends on it, keep it in a buffer or use "
+        f"engine='batched'.{OUTSIDE}"
+    )
+
+
+OUTSIDE = (
+    " An attribute that no prediction depends on can be left out: name it in its class, e.g. "
+    "outside_graph = ('calls',)."
+)
+
+
+def _named(name: str, then: Hashable, now: Hashable) -> str:
+    """The name of a fact; of settings with what differs."""
+    if isinstance(then, Settings) and isinstance(now, Settings):
+        return f"{name} ({_few(now.changed(then))})"
+    return name
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _without_settings(one: Key) -> Key:
+    return tuple((name, value) for name, value in one if not isinstance(value, Settings))
 
 
 def _kind(tensor: Tensor) -> Hashable:

@@ -15,6 +15,7 @@ from trlearner.coupling import examine_learner
 from trlearner.engines import compiled
 from trlearner.engines.choose import ENGINES, TOGETHER, check_loss, check_name, choose
 from trlearner.learners.adapted import Adapted
+from trlearner.one_thread import OneThread
 from trlearner.recompute import recomputed
 from trlearner.samples import Samples
 from trlearner.seam import Engine, InnerLoop
@@ -168,7 +169,8 @@ class Learner(nn.Module, abc.ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's predictions before adaptation."""
-        return self.model(x)
+        with OneThread(self.model.modules()):
+            return self.model(x)
 
 
 def _less(value: Tensor, rate: float | Tensor, gradient: Tensor) -> Tensor:
@@ -247,8 +249,9 @@ class GradientLearner(Learner, abc.ABC):
 
     def trainable(self, prefix: str = "") -> list[str]:
         """The state's names of the model's parameters that are not frozen, below `prefix`."""
-        return [
-            MODEL + name
-            for name, p in self.model.named_parameters()
-            if p.requires_grad and name.startswith(prefix)
-        ]
+        with OneThread(self.model.modules()):
+            return [
+                MODEL + name
+                for name, p in self.model.named_parameters()
+                if p.requires_grad and name.startswith(prefix)
+            ]

@@ -19,7 +19,7 @@ from trlearner.sampler.network import Trainer
 from trlearner.sampler.registry import check_scores, score_tasks
 from trlearner.sampler.sampler import TaskSampler
 from trlearner.sampler.scoreboard import Scoreboard
-from trlearner.types import LossFn
+from trlearner.types import LossFn, State
 
 
 class AdaptiveTaskSampler(TaskSampler):
@@ -129,13 +129,13 @@ class AdaptiveTaskSampler(TaskSampler):
             self._learn(learner, self._marked, direction)
         self._took(learner, batch)
 
-    def watch(self, learner: Learner, batch: TaskBatch) -> None:
+    def watch(self, learner: Learner, batch: TaskBatch, state: State) -> None:
         """Like ``update(reuse=True)``, but called before the backward pass, whose gradient it notes."""
         self.settle()
         if self._marked is not None and self.held_out is not None:
             self._learn(learner, self._marked, self._fresh(learner, batch))
         elif self._marked is not None:
-            self._waiting = Waiting(self._marked, learner)
+            self._waiting = Waiting(self._marked, learner, state)
         self._took(learner, batch)
 
     def settle(self) -> None:

@@ -17,7 +17,7 @@ from trlearner.sampler.lookahead import task_losses
 from trlearner.sampler.loss import loss_for
 from trlearner.sampler.sampler import TaskSampler
 from trlearner.sampler.scoreboard import Scoreboard
-from trlearner.types import LossFn
+from trlearner.types import LossFn, State
 
 
 class HardTaskSampler(TaskSampler):
@@ -86,7 +86,7 @@ class HardTaskSampler(TaskSampler):
             self._board.note(losses, None if self.task_ids is None else self.places(batch))
             self._weights = None
 
-    def watch(self, learner: Learner, batch: TaskBatch) -> None:
+    def watch(self, learner: Learner, batch: TaskBatch, state: State) -> None:
         """As `update`."""
         self.update(learner, batch)
 

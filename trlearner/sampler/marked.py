@@ -11,6 +11,7 @@ from torch import Tensor
 from trlearner.batch import TaskBatch
 from trlearner.learners.protocol import Learner
 from trlearner.samples import Samples
+from trlearner.types import State
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,15 +88,19 @@ class Waiting:
     Args:
         marked: The step.
         learner: Whose gradient it is.
+        state: The successor's views of the learner's parameters. A hook on a parameter itself would stay
+            after the step, and would meet every gradient that anybody takes of the parameter.
     """
 
-    def __init__(self, marked: Marked, learner: Learner) -> None:
+    def __init__(self, marked: Marked, learner: Learner, state: State) -> None:
         self.marked, self.learner = marked, learner
         self.direction: dict[str, Tensor] | None = None
-        trained = {n: t for n, t in learner.state().items() if t.requires_grad}
+        trained = {n: t for n, t in state.items() if t.requires_grad}
+        # The hooks must not hold the views that hold them.
+        values = {n: t.detach() for n, t in trained.items()}
 
         def note(gradients: Any) -> None:
-            pairs = zip(trained.items(), gradients, strict=True)
+            pairs = zip(values.items(), gradients, strict=True)
             self.direction = {
                 n: torch.zeros_like(t) if g is None else g.detach().clone() for (n, t), g in pairs
             }

@@ -15,7 +15,7 @@ from trlearner.learners.protocol import Learner
 from trlearner.sampler.check import check_batch, check_settings, check_tasks
 from trlearner.sampler.draw import floored, systematic
 from trlearner.sampler.itinerary import Itinerary
-from trlearner.types import LossFn
+from trlearner.types import LossFn, State
 
 
 class TaskSampler(Sampler[list[Hashable]], abc.ABC):
@@ -74,8 +74,15 @@ class TaskSampler(Sampler[list[Hashable]], abc.ABC):
         """
 
     @abc.abstractmethod
-    def watch(self, learner: Learner, batch: TaskBatch) -> None:
-        """Like `update`, but called before the step's backward pass; `TRLearner` does so."""
+    def watch(self, learner: Learner, batch: TaskBatch, state: State) -> None:
+        """Like `update`, but called before the step's backward pass; `TRLearner` does so.
+
+        Args:
+            learner: What takes the step.
+            batch: As in `update`.
+            state: The learner's parameters and buffers as the step read them: views, so that hooks on them
+                see the gradient of this step only and disappear with its graph.
+        """
 
     @abc.abstractmethod
     def logits(self) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from trlearner.batch import TaskBatch
 from trlearner.learners.protocol import Learner
 from trlearner.sampler.sampler import TaskSampler
+from trlearner.types import State
 
 
 class UniformTaskSampler(TaskSampler):
@@ -49,7 +50,7 @@ class UniformTaskSampler(TaskSampler):
         """Notes that the batch has arrived."""
         self._arrived(batch)
 
-    def watch(self, learner: Learner, batch: TaskBatch) -> None:
+    def watch(self, learner: Learner, batch: TaskBatch, state: State) -> None:
         """Notes that the batch has arrived."""
         self._arrived(batch)
 
