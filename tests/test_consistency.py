@@ -192,3 +192,22 @@ M, F_, Y = torch.eye(4), torch.zeros(4, 4, 15, 5), torch.zeros(4, 15, 5)
 def test_errors_name_argument_value_and_remedy(arguments, options, match: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=match):
         tr.relation_consistency(*arguments, **options)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("mask", "match"),
+    [
+        (
+            torch.ones(2, 3, dtype=torch.bool),
+            r"mask must be .* = \(2, 4\), got torch.bool \(2, 3\)",
+        ),
+        (torch.ones(2, dtype=torch.bool), r"mask must be .* = \(2, 4\), got torch.bool \(2,\)"),
+        (torch.ones(2, 4), r"mask must be .* = \(2, 4\), got torch.float32 \(2, 4\)"),
+        (torch.tensor([[True] * 4, [False] * 4]), r"at least one real query, .* for tasks \[1\]"),
+    ],
+)
+def test_a_mask_must_fit_and_leave_every_task_a_query(mask, match):
+    p, y, m = torch.zeros(2, 2, 4, 1), torch.zeros(2, 4, 1), torch.ones(2, 2)
+    with pytest.raises(ValueError, match=match):
+        tr.relation_consistency(p, y, m, mse_loss, mask=mask)

@@ -14,6 +14,7 @@ from trlearner.batch import TaskBatch
 from trlearner.encoders.protocol import Encoder
 from trlearner.encoders.update import UpdateEncoder
 from trlearner.learners.protocol import Learner
+from trlearner.loss import task_loss
 from trlearner.output import Term
 from trlearner.samples import Pair
 from trlearner.seam import Engine
@@ -194,7 +195,7 @@ class Collected:
         for i, (model, loss, (_, (x, y))) in enumerate(
             zip(self._models, self._losses, self._tasks, strict=True)
         ):
-            share = loss_fn(model(x), y) if loss is None else loss
+            share = task_loss(loss_fn, model(x), y) if loss is None else loss
             share = share if self.reduction == "sum" else share / len(self)
             if loss is None:
                 if not share.requires_grad:

@@ -9,6 +9,7 @@ from einops import einsum
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from trlearner.ignored import check_labelled
 from trlearner.loss import task_loss
 from trlearner.types import LossFn
 
@@ -154,7 +155,7 @@ def relation_consistency(
         targets: The tasks' own targets.
         relations: M, as `TaskRelation` returns it.
         loss_fn: ``(predictions [queries, ...], targets [queries, ...]) -> scalar``, for one task.
-        mask: True where a query is real.
+        mask: True where a query is real; at least one of each task.
         mixture: ``"values"``, ``"logits"``, or ``"auto"``: logits for integer targets.
         normalize: As in `relation_weights`.
         temperature: As in `relation_weights`.
@@ -165,7 +166,8 @@ def relation_consistency(
         L_TR; 0 for a single task, which has no neighbours.
 
     Raises:
-        ValueError: Shapes disagree, or negative weights would have to be mixed as probabilities.
+        ValueError: Shapes disagree, a task has no query that counts, or negative weights would have to be
+            mixed as probabilities.
 
     Example:
         >>> from torch.nn.functional import mse_loss
@@ -174,6 +176,8 @@ def relation_consistency(
         1.0
     """
     check_predictions(predictions, targets, relations)
+    check_mask(mask, targets)
+    check_labelled(loss_fn, targets, mask)
     if len(relations) == 1:
         return predictions.sum() * 0
     kind = mixture_kind(mixture, targets, normalize)
@@ -227,4 +231,25 @@ def check_predictions(predictions: Tensor, targets: Tensor, relations: Tensor) -
         raise ValueError(
             f"targets must be [tasks, queries, ...] = {tuple(predictions.shape[1:3])} to match "
             f"predictions {tuple(predictions.shape)}, got {tuple(targets.shape)}."
+        )
+
+
+def check_mask(mask: Tensor | None, targets: Tensor) -> None:
+    """Refuse a mask of another shape or type; on the CPU, where nothing waits, one of a task without queries.
+
+    Raises:
+        ValueError: Naming what it is and what it should be.
+    """
+    if mask is None:
+        return
+    if mask.shape != targets.shape[:2] or mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask must be a bool tensor [tasks, queries] = {tuple(targets.shape[:2])}, got {mask.dtype} "
+            f"{tuple(mask.shape)}. It is true where a query is real."
+        )
+    if mask.device.type == "cpu" and not mask.any(1).all():
+        empty = (~mask.any(1)).nonzero().flatten().tolist()
+        raise ValueError(
+            f"every task needs at least one real query, but mask is all false for tasks {empty}. Leave these "
+            "tasks out of predictions, targets, relations and mask."
         )

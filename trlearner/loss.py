@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from trlearner.ignored import ignored_label
+from trlearner.targets import check_targets
 from trlearner.types import LossFn
 
 
 def task_loss(
-    loss_fn: LossFn, predictions: Tensor, targets: Tensor, mask: Tensor | None = None
+    loss_fn: LossFn, predictions: Any, targets: Any, mask: Tensor | None = None
 ) -> Tensor:
-    """``loss_fn`` of one task; under a mask, the mean of its values on single real samples.
+    """``loss_fn`` of one task's real samples.
+
+    Under a mask, padding gets the label that the loss ignores (``ignore_index``). Where there is none, it is
+    the mean of the loss's values on single real samples.
 
     Args:
         loss_fn: Scalar mean over the samples.
@@ -20,15 +27,20 @@ def task_loss(
         mask: ``[samples]``, true where a sample is real.
 
     Raises:
-        ValueError: The loss is no scalar.
+        ValueError: The loss is no scalar, or does not fit the targets.
 
     Example:
         >>> p, y = torch.tensor([1.0, 3.0, 9.0]), torch.zeros(3)
         >>> task_loss(torch.nn.functional.mse_loss, p, y, torch.tensor([True, True, False]))
         tensor(5.)
     """
+    check_targets(loss_fn, predictions, targets)
     if mask is None:
         return _scalar(loss_fn(predictions, targets))
+    label = ignored_label(loss_fn, predictions, targets)
+    if label is not None:
+        real = mask.reshape(-1, *[1] * (targets.ndim - 1))
+        return _scalar(loss_fn(predictions, torch.where(real, targets, label)))
     each = torch.vmap(lambda p, y: _scalar(loss_fn(p[None], y[None])))(predictions, targets)
     return torch.where(mask, each, 0.0).sum() / mask.sum()
 

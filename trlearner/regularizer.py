@@ -29,6 +29,7 @@ from trlearner.engines.choose import (
 from trlearner.engines.graph import NotCompilable
 from trlearner.engines.tune import fastest
 from trlearner.functional import random_state, random_state_kept, set_random_state, tensors
+from trlearner.ignored import check_labelled
 from trlearner.learners.protocol import Learner
 from trlearner.meta_step import PREFIX, described, meta_step, relation_term, state_of_loss
 from trlearner.options import OPTIONS, Align, ChunkSize, check_options
@@ -328,6 +329,7 @@ class TRLearner(nn.Module):
                 f"head={self.head!r} asks a part of each model, but models of your own loop are asked as a "
                 "whole. Leave head out, or call reg(learner, batch) with a learner such as tr.MAML."
             )
+        check_labelled(self.loss_fn, batch.query.y, batch.query.mask)
         state = state_of_loss(self.loss_fn) | self.prepared(learner, batch)
         mixture_kind(self.mixture, batch.query.y, self.normalize)
         draws = Draws(self.lam, self.temperature, True, self._draw_queries(batch.query))

@@ -12,6 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from trlearner.targets import Misfit
+
 Function = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """A pure function of named tensors; what it calls ``loss`` is what gradients are taken of."""
 
@@ -80,6 +82,8 @@ def build(
     started = time.perf_counter()
     try:
         traced, outputs, trained = _trace(function, inputs, wanted)
+    except Misfit:
+        raise  # no fault of the graph's
     except Exception as error:
         raise NotCompilable(
             f"engine={engine!r} could not trace this meta-step: {error}\nA model must not branch "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trlearner import functional
 from trlearner.engines import compiled
 from trlearner.engines.choose import ENGINES, TOGETHER, check_loss, check_name, choose
+from trlearner.ignored import check_labelled
 from trlearner.learners.adapted import Adapted
 from trlearner.recompute import recomputed
 from trlearner.samples import Samples
@@ -157,6 +158,8 @@ class Learner(nn.Module, abc.ABC):
         """
         functional.check_statistics(self.model)
         self.prepare(samples)
+        for some in (samples, *others):
+            check_labelled(loss_fn, some.y, some.mask)
         masked = any(s.mask is not None for s in (samples, *others))
         seen = sum(s.x.shape[1] for s in (samples, *others))
         engine = choose(self, self.engine, samples, loss_fn, masked, planned_steps, seen)
