@@ -123,3 +123,15 @@ def test_the_check_keeps_no_graph():
 
     check_decomposes(loss_fn, p, y)
     assert modes == [False, False]
+
+
+def test_autocast_may_round_one_of_the_two():
+    p, y, _ = classification()
+    with torch.autocast("cpu", torch.bfloat16):
+        # Autocast takes cross-entropy in single precision, but not under vmap.
+        assert (
+            check_decomposes(
+                lambda a, b: F.cross_entropy(a, b, reduction="none").mean(), p.bfloat16(), y
+            )
+            is None
+        )
