@@ -37,8 +37,11 @@ def relation_weights(
     Args:
         relations: M of a batch.
         normalize: See above.
-        temperature: For ``"softmax"``.
-        top_k: Only so many neighbours with the largest m_ij keep weight.
+        temperature: For ``"softmax"``, above 0; a tensor's value is not looked at.
+        top_k: Only so many neighbours with the largest m_ij keep weight; all, if there are no more.
+
+    Returns:
+        w, in single precision where M has half.
 
     Example:
         >>> m = torch.tensor([[1.0, 0.2, 0.6], [0.2, 1.0, 0.2], [0.6, 0.2, 1.0]])
@@ -53,6 +56,10 @@ def relation_weights(
             f"relations must be [tasks, models] with as many models as tasks, got "
             f"{tuple(relations.shape)}. Select this batch's rows and columns first."
         )
+    check_temperature(temperature)
+    check_top_k(top_k)
+    # In half precision what keeps divisors from 0 would be 0 itself.
+    relations = relations.to(torch.promote_types(torch.float32, relations.dtype))
     keep = ~torch.eye(tasks, dtype=torch.bool, device=relations.device)
     if top_k is not None and top_k < tasks - 1:
         keep = torch.zeros_like(keep).scatter(1, nearest(relations, top_k), True)
@@ -71,7 +78,10 @@ def _normalized(
 ) -> Tensor:
     if normalize == "softmax":
         # A row with nothing to keep (one task) is all zero rather than NaN.
-        scores = torch.where(keep, relations / temperature, -torch.inf)
+        # Taken off before the division: a low temperature would make infinities, and NaN of their difference.
+        most = torch.where(keep, relations, -torch.inf).detach().amax(1, keepdim=True)
+        most = torch.where(keep.any(1, keepdim=True), most, 0.0)
+        scores = torch.where(keep, (relations - most) / temperature, -torch.inf)
         scores = torch.where(keep.any(1, keepdim=True), scores, 0.0)
         return torch.where(keep, scores.softmax(1), 0.0)
     if normalize == "sum":
@@ -102,6 +112,9 @@ def mix(
         mixture: ``"values"``, or ``"logits"`` with classes on the last axis.
         alignment: A_ji, with A[j, i, c, c'] the share of the model's class c' in the task's class c.
     """
+    if alignment is not None:
+        both = torch.promote_types(predictions.dtype, alignment.dtype)
+        predictions, alignment = predictions.to(both), alignment.to(both)
     share = weights.T.reshape(*weights.T.shape, *[1] * (predictions.ndim - 2))
     if mixture == "values":
         if alignment is not None:
@@ -231,6 +244,34 @@ def check_predictions(predictions: Tensor, targets: Tensor, relations: Tensor) -
         raise ValueError(
             f"targets must be [tasks, queries, ...] = {tuple(predictions.shape[1:3])} to match "
             f"predictions {tuple(predictions.shape)}, got {tuple(targets.shape)}."
+        )
+
+
+def check_temperature(temperature: object) -> None:
+    """Refuse a temperature that is no number above 0; a tensor's is not looked at, for it may be on a GPU.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    if isinstance(temperature, Tensor):
+        return
+    if not (isinstance(temperature, (int, float)) and temperature > 0):
+        raise ValueError(
+            f"temperature must be above 0, got {temperature!r}. Pass e.g. temperature=0.1; for the most "
+            "related model alone pass top_k=1."
+        )
+
+
+def check_top_k(top_k: object) -> None:
+    """Refuse what is no number of neighbours.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    whole = isinstance(top_k, int) and not isinstance(top_k, bool)
+    if top_k is not None and not (whole and top_k >= 1):  # type: ignore[operator]
+        raise ValueError(
+            f"top_k must be a whole number of at least 1 or None, got {top_k!r}. None keeps all neighbours."
         )
 
 

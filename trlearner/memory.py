@@ -87,7 +87,7 @@ class TaskMemory:
                 f"{type(learner).__name__}."
             )
         for name, value in (("top_k", top_k), ("chunk_size", chunk_size)):
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
         self.learner = learner
         self.loss_fn = loss_fn
