@@ -187,3 +187,16 @@ def test_answers_in_half_precision_are_mixed_by_it(mixture: str):
 def test_a_temperature_must_be_above_zero(temperature: float):
     with pytest.raises(ValueError, match=r"temperature must be above 0, got .* use hungarian"):
         tr.sinkhorn(prototypes(0), temperature)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("iterations", [0, -1, 2.0])
+def test_sinkhorn_needs_an_iteration(iterations):
+    with pytest.raises(ValueError, match="iterations must be a whole number of at least 1, got"):
+        tr.sinkhorn(prototypes(0), iterations=iterations)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e30])
+def test_prototypes_of_any_size_have_the_same_cosines(size: float):
+    p = prototypes(0).float()
+    assert_close(similarity(size * p), similarity(p), rtol=0.0, atol=1e-5)

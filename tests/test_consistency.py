@@ -269,3 +269,23 @@ def test_the_lowest_temperatures_leave_the_most_related_and_a_gradient():
     total = tr.relation_weights(one, "softmax", temperature=temperature).sum()
     found = torch.autograd.grad(total, [one, temperature])
     assert [float(g) for g in found] == [0.0, 0.0]
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("shape", [(0, 0, 3, 1), (2, 2, 0, 1)])
+def test_nothing_to_predict_is_refused(shape):
+    p = torch.zeros(shape)
+    with pytest.raises(ValueError, match="at least one task and one query, got"):
+        tr.relation_consistency(p, p[:1].sum(0), torch.ones(shape[:2]), mse_loss)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("mixture", ["values", "logits"])
+@pytest.mark.parametrize("shape", [(2, 2, 5, 3), (2, 2, 3), (3, 2, 3, 3), (2, 2, 1, 3)])
+def test_an_alignment_of_other_classes_is_refused(mixture: str, shape):
+    # An alignment of five classes for three would be mixed to five, and cross-entropy take it.
+    p, y = torch.zeros(2, 2, 4, 3), torch.zeros(2, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"alignment must be .* = \(2, 2, 4, 3\), got .*sinkhorn"):
+        tr.relation_consistency(
+            p, y, torch.ones(2, 2), cross_entropy, mixture=mixture, alignment=torch.ones(shape)
+        )

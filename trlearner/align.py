@@ -7,7 +7,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from trlearner.relation import EPSILON
+from trlearner.relation import directions
 
 TEMPERATURE = 0.1
 ITERATIONS = 20
@@ -27,9 +27,8 @@ def similarity(
     """
     # In half precision the square of epsilon would be zero, and autocast would multiply in it.
     wide = prototypes.to(torch.promote_types(torch.float32, prototypes.dtype))
-    squares = wide.square().sum(-1, keepdim=True)
     # A class without samples has no gradient: 1 / epsilon would be infinite in half precision.
-    units = torch.where(squares > 0, wide * torch.rsqrt(squares + EPSILON**2), 0.0)
+    units = torch.where((wide != 0).any(-1, keepdim=True), directions(wide), 0.0)
     with torch.autocast(units.device.type, enabled=False):
         return einsum(
             units,
@@ -56,7 +55,7 @@ def sinkhorn(
         models: Whose classes are matched; by default those of all tasks.
 
     Raises:
-        ValueError: The temperature is not above 0.
+        ValueError: The temperature is not above 0, or there is no iteration.
 
     Example:
         >>> two = torch.eye(2)
@@ -69,6 +68,8 @@ def sinkhorn(
             f"temperature must be above 0, got {temperature!r}. Pass e.g. temperature=0.1; for a hard "
             "matching use hungarian."
         )
+    if not (isinstance(iterations, int) and iterations >= 1):
+        raise ValueError(f"iterations must be a whole number of at least 1, got {iterations!r}.")
     logs = similarity(prototypes, models) / temperature
     for _ in range(iterations):
         logs = logs - logs.logsumexp(-1, keepdim=True)

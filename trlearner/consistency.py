@@ -189,6 +189,7 @@ def relation_consistency(
         1.0
     """
     check_predictions(predictions, targets, relations)
+    check_alignment(alignment, predictions)
     check_mask(mask, targets)
     check_labelled(loss_fn, targets, mask)
     if len(relations) == 1:
@@ -234,6 +235,11 @@ def check_predictions(predictions: Tensor, targets: Tensor, relations: Tensor) -
             "predictions must be [models, tasks, queries, ...] with as many models as tasks, got "
             f"{tuple(predictions.shape)}. adapted.cross(xq) returns them so."
         )
+    if 0 in predictions.shape[:3]:
+        raise ValueError(
+            f"predictions must have at least one task and one query, got {tuple(predictions.shape)}. "
+            "Leave the relation term out of an empty batch."
+        )
     if tuple(relations.shape) != tuple(predictions.shape[:2]):
         raise ValueError(
             f"relations must be [tasks, models] = {tuple(predictions.shape[:2])} to match predictions "
@@ -272,6 +278,23 @@ def check_top_k(top_k: object) -> None:
     if top_k is not None and not (whole and top_k >= 1):  # type: ignore[operator]
         raise ValueError(
             f"top_k must be a whole number of at least 1 or None, got {top_k!r}. None keeps all neighbours."
+        )
+
+
+def check_alignment(alignment: Tensor | None, predictions: Tensor) -> None:
+    """Refuse an alignment of other tasks or classes than the predictions'.
+
+    Raises:
+        ValueError: Naming its shape and what it should be.
+    """
+    if alignment is None:
+        return
+    tasks, classes = predictions.shape[:2], predictions.shape[3:]
+    if predictions.ndim != 4 or alignment.shape != (*tasks, *classes, *classes):
+        raise ValueError(
+            "alignment must be [models, tasks, classes, classes] to match predictions [models, tasks, "
+            f"queries, classes] = {tuple(predictions.shape)}, got {tuple(alignment.shape)}. "
+            "tr.sinkhorn(prototypes) of the same tasks returns it so."
         )
 
 
