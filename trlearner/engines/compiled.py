@@ -191,7 +191,8 @@ def _flatten(state: State, batch: TaskBatch, draws: Draws) -> dict[str, Tensor]:
     if draws.related:
         dtype = query.dtype if query.is_floating_point() else None
         for name in ("lam", "temperature"):
-            found[name] = torch.tensor(getattr(draws, name), dtype=dtype, device=query.device)
+            # Not a copy: a temperature may be learned.
+            found[name] = torch.as_tensor(getattr(draws, name), dtype=dtype, device=query.device)
     if draws.queries is not None:
         found["chosen queries"] = draws.queries
     if draws.task_weights is not None:
