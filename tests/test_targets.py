@@ -1,6 +1,7 @@
 """Losses must compare each prediction with its own target: shapes and kinds of targets."""
 
 import functools
+import pickle
 
 import pytest
 import torch
@@ -248,3 +249,12 @@ def test_a_loss_with_parameters_is_tried_while_a_graph_is_traced():
     reg = regularizer(loss_fn=Scaled())
     with pytest.raises(Misfit, match="loss_fn broadcasts predictions"):
         reg(tr.MAML(Flat(), lr=0.1, steps=0, engine="traced"), tasks())
+
+
+def test_the_error_can_be_sent_between_processes():
+    error = pickle.loads(pickle.dumps(Misfit("It is wrong.", "Mend it.")))
+    assert (str(error), error.problem, error.fix) == (
+        "It is wrong. Mend it.",
+        "It is wrong.",
+        "Mend it.",
+    )

@@ -30,8 +30,13 @@ class Misfit(ValueError):
     """
 
     def __init__(self, problem: str, fix: str) -> None:
-        super().__init__(f"{problem} {fix}")
+        super().__init__(
+            problem, fix
+        )  # both, or the error could not be sent from a process to another
         self.problem, self.fix = problem, fix
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.fix}"
 
 
 class LossInState:
