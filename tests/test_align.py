@@ -12,6 +12,7 @@ from torch.testing import assert_close
 import reference
 import trlearner as tr
 from trlearner.align import ITERATIONS, TEMPERATURE, similarity
+from trlearner.consistency import mix
 
 TIGHT = {"rtol": 0.0, "atol": 1e-9}
 DIFFERENCES = {"rtol": 0.0, "atol": 1e-6}
@@ -150,3 +151,52 @@ def test_hungarian_needs_scipy(monkeypatch: pytest.MonkeyPatch):
         ImportError, match="needs SciPy: pip install scipy. Or use align='sinkhorn'"
     ):
         tr.hungarian(prototypes(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_matched_in_single_even_where_a_class_is_absent(dtype: torch.dtype):
+    p = prototypes(0).to(dtype)
+    p[0, 1] = 0
+    p.requires_grad_()
+    for match in (similarity, tr.sinkhorn, tr.hungarian):
+        found = match(p)
+        assert found.dtype == torch.float32 and found.isfinite().all()
+        assert torch.equal(found, match(p.float()))
+    (gradient,) = torch.autograd.grad(tr.sinkhorn(p).square().sum(), p)
+    assert gradient.isfinite().all()
+
+
+def test_autocast_does_not_coarsen_cosines():
+    p = prototypes(0).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [tr.sinkhorn(p), tr.hungarian(p)]
+    assert torch.equal(found[0], tr.sinkhorn(p)) and torch.equal(found[1], tr.hungarian(p))
+
+
+@pytest.mark.parametrize("mixture", ["values", "logits"])
+def test_answers_in_half_precision_are_mixed_by_it(mixture: str):
+    p = prototypes(0).float()
+    says = torch.randn(3, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    weights = torch.full((3, 3), 0.5).fill_diagonal_(0)
+    found = mix(says.half(), weights, mixture, tr.sinkhorn(p.half()))
+    wanted = mix(says, weights, mixture, tr.sinkhorn(p))
+    assert_close(found.float(), wanted, rtol=0.0, atol=0.02)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_must_be_above_zero(temperature: float):
+    with pytest.raises(ValueError, match=r"temperature must be above 0, got .* use hungarian"):
+        tr.sinkhorn(prototypes(0), temperature)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("iterations", [0, -1, 2.0])
+def test_sinkhorn_needs_an_iteration(iterations):
+    with pytest.raises(ValueError, match="iterations must be a whole number of at least 1, got"):
+        tr.sinkhorn(prototypes(0), iterations=iterations)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e30])
+def test_prototypes_of_any_size_have_the_same_cosines(size: float):
+    p = prototypes(0).float()
+    assert_close(similarity(size * p), similarity(p), rtol=0.0, atol=1e-5)

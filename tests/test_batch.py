@@ -591,3 +591,20 @@ def test_from_torchmeta_needs_both_keys(missing: str):
     del batch[missing]
     with pytest.raises(ValueError, match=r"the keys 'train' and 'test', got \['t.*ClassSplitter"):
         tr.TaskBatch.from_torchmeta(batch)
+
+
+def test_tasks_of_several_dtypes_are_refused():
+    x, y = torch.zeros(3, 1), torch.zeros(3, dtype=torch.long)
+    good, other = ((x, y), (x, y)), ((x, y), (x, y.float()))
+    # Together they would become numbers, labels and all.
+    match = r"query y must have one dtype, .* got torch.float32 on cpu and torch.int64 on cpu\."
+    with pytest.raises(ValueError, match=match):
+        tr.TaskBatch.from_tasks([good, other])
+    with pytest.raises(ValueError, match="support x must have one dtype, .* torch.float64 on cpu"):
+        tr.TaskBatch.from_tasks([good, ((x.double(), y), (x, y))])
+
+
+def test_support_and_query_have_one_kind_of_targets():
+    x, y = torch.zeros(2, 3, 1), torch.zeros(2, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"both have labels or both numbers .* y\.long\(\)"):
+        tr.TaskBatch((x, y), (x, y.float()))

@@ -204,3 +204,100 @@ def test_an_alignment_of_another_precision_is_taken(mixture, answers) -> None:
     # log_softmax rounds to the precision of the answers.
     rounding = 2**-6 if answers == torch.bfloat16 else 1e-5
     close(found.double(), mix(f.double(), w, mixture, alignment.double()), rounding)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("mask", "match"),
+    [
+        (
+            torch.ones(2, 3, dtype=torch.bool),
+            r"mask must be .* = \(2, 4\), got torch.bool \(2, 3\)",
+        ),
+        (torch.ones(2, dtype=torch.bool), r"mask must be .* = \(2, 4\), got torch.bool \(2,\)"),
+        (torch.ones(2, 4), r"mask must be .* = \(2, 4\), got torch.float32 \(2, 4\)"),
+        (torch.tensor([[True] * 4, [False] * 4]), r"at least one real query, .* for tasks \[1\]"),
+    ],
+)
+def test_a_mask_must_fit_and_leave_every_task_a_query(mask, match):
+    p, y, m = torch.zeros(2, 2, 4, 1), torch.zeros(2, 4, 1), torch.ones(2, 2)
+    with pytest.raises(ValueError, match=match):
+        tr.relation_consistency(p, y, m, mse_loss, mask=mask)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("temperature", [0, 0.0, -1.0, float("nan"), "0.1", None])
+def test_a_temperature_must_be_above_zero(temperature):
+    p, y, m = torch.zeros(3, 3, 4, 1), torch.zeros(3, 4, 1), torch.eye(3)
+    match = r"temperature must be a finite number above 0, got"
+    with pytest.raises(ValueError, match=match):
+        tr.relation_weights(m, "softmax", temperature=temperature)
+    with pytest.raises(ValueError, match=match):
+        tr.relation_consistency(p, y, m, mse_loss, temperature=temperature)
+    with pytest.raises(ValueError, match=match):
+        tr.TRLearner(tr.LabelledEncoder(None, dim=2), temperature=temperature)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("top_k", [0, -1, 1.0, True, "2"])
+def test_top_k_must_be_a_whole_number(top_k):
+    p, y, m = torch.zeros(3, 3, 4, 1), torch.zeros(3, 4, 1), torch.eye(3)
+    match = r"top_k must be a whole number of at least 1, or None, got"
+    with pytest.raises(ValueError, match=match):
+        tr.relation_weights(m, top_k=top_k)
+    with pytest.raises(ValueError, match=match):
+        tr.relation_consistency(p, y, m, mse_loss, top_k=top_k)
+    with pytest.raises(ValueError, match=match):
+        tr.TRLearner(tr.LabelledEncoder(None, dim=2), top_k=top_k)
+    with pytest.raises(ValueError, match=r"top_k must be a whole number of at least 1, got"):
+        tr.TaskMemory(tr.MAML(torch.nn.Linear(1, 1), lr=0.1, steps=1), top_k=top_k)
+
+
+def test_a_top_k_above_the_number_of_neighbours_keeps_all():
+    m = torch.tensor([[1.0, 0.2, 0.6], [0.2, 1.0, 0.1], [0.6, 0.1, 1.0]])
+    for normalize in ("sum", "softmax", "quotient"):
+        wanted = tr.relation_weights(m, normalize)
+        assert torch.equal(tr.relation_weights(m, normalize, top_k=2), wanted)
+        assert torch.equal(tr.relation_weights(m, normalize, top_k=99), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("normalize", ["sum", "softmax", "quotient"])
+def test_weights_of_relations_in_half_precision_are_those_of_single(dtype, normalize: str):
+    for row in ([0.3, -0.3, 0.0, 0.1], [-0.5, -0.25, -1.0, -0.5], [0.5, -0.5, 0.0, 0.0]):
+        m = torch.tensor(row).repeat(4, 1).to(dtype)
+        found = tr.relation_weights(m, normalize, temperature=1e-6)
+        assert torch.equal(found, tr.relation_weights(m.float(), normalize, temperature=1e-6))
+        assert found.isfinite().all()
+
+
+def test_the_lowest_temperatures_leave_the_most_related_and_a_gradient():
+    m = torch.tensor([[1.0, 2.0, 6.0], [5.0, 1.0, 5.0], [-9.0, -5.0, 1.0]])  # 6e38 is infinite
+    temperature = torch.tensor(1e-38, requires_grad=True)
+    for value in (temperature, 1e-38):
+        found = tr.relation_weights(m, "softmax", temperature=value)
+        assert found.tolist() == [[0.0, 0.0, 1.0], [0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]
+    one, temperature = torch.ones(1, 1, requires_grad=True), torch.tensor(0.1, requires_grad=True)
+    total = tr.relation_weights(one, "softmax", temperature=temperature).sum()
+    found = torch.autograd.grad(total, [one, temperature])
+    assert [float(g) for g in found] == [0.0, 0.0]
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("shape", [(0, 0, 3, 1), (2, 2, 0, 1)])
+def test_nothing_to_predict_is_refused(shape):
+    p = torch.zeros(shape)
+    with pytest.raises(ValueError, match="at least one task and one query, got"):
+        tr.relation_consistency(p, p[:1].sum(0), torch.ones(shape[:2]), mse_loss)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("mixture", ["values", "logits"])
+@pytest.mark.parametrize("shape", [(2, 2, 5, 3), (2, 2, 3), (3, 2, 3, 3), (2, 2, 1, 3)])
+def test_an_alignment_of_other_classes_is_refused(mixture: str, shape):
+    # An alignment of five classes for three would be mixed to five, and cross-entropy take it.
+    p, y = torch.zeros(2, 2, 4, 3), torch.zeros(2, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"alignment must be .* = \(2, 2, 4, 3\), got .*sinkhorn"):
+        tr.relation_consistency(
+            p, y, torch.ones(2, 2), cross_entropy, mixture=mixture, alignment=torch.ones(shape)
+        )

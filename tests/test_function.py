@@ -376,12 +376,35 @@ def test_the_probe_must_be_like_the_samples(engine: str, given_probe: Tensor, go
         ({"probe": [1.0]}, r"probe must be a tensor of inputs \[probes, ...\].*got list"),
         ({"probe": torch.ones(())}, r"probe must be a tensor .* got \[\]"),
         ({"probe": torch.ones(0, 2)}, r"at least one, got \[0, 2\].*linspace"),
+        ({"probe": torch.ones(3, 0)}, r"at least one, got \[3, 0\].*linspace"),
+        (
+            {"probe": torch.tensor([[1.0], [float("nan")], [float("inf")]])},
+            r"probe must be finite, got NaN or infinity in the probes \[1, 2\]",
+        ),
         ({"probe": torch.ones(2, 1), "outputs": 0}, "outputs must be a whole number .* got 0"),
     ],
 )
 def test_arguments_are_checked(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tr.FunctionEncoder(**options)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_probe_of_another_width_is_refused(engine: str) -> None:
+    learner = contracts.learner("maml", contracts.net(), engine)
+    message = r"model takes, .* got \[7, 3\] of torch.float64 on cpu; the model said: .*shape of a"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            regularizer(torch.ones(7, 3).double())(learner, contracts.regression_batch())
+
+
+def test_a_model_may_take_a_probe_of_another_size_than_samples() -> None:
+    pool = torch.nn.Sequential(torch.nn.Unflatten(1, (1, -1)), torch.nn.AdaptiveAvgPool1d(2))
+    net = torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Linear(2, contracts.OUTPUTS))
+    learner = contracts.learner("maml", net.double(), "batched")
+    found = regularizer(torch.ones(7, 8).double())(learner, contracts.regression_batch())
+    assert found.relations.isfinite().all()
 
 
 @pytest.mark.unchecked

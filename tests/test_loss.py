@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from trlearner.loss import check_decomposes, task_loss
 
+WEIGHTS = torch.tensor([1.0, 5.0, 2.0, 0.5], dtype=torch.float64)
 TIGHT = {"rtol": 0.0, "atol": 1e-12}
 
 
@@ -43,9 +44,10 @@ def test_without_a_mask_it_is_the_users_loss():
         (F.l1_loss, regression),
         (F.cross_entropy, classification),
         (lambda p, y: F.cross_entropy(p, y, label_smoothing=0.1), classification),
+        (lambda p, y: F.cross_entropy(p, y, weight=WEIGHTS), classification),
         (lambda p, y: ((p - y) ** 2).mean(-1).mean(), regression),
     ],
-    ids=["mse", "l1", "cross-entropy", "smoothed", "own"],
+    ids=["mse", "l1", "cross-entropy", "smoothed", "weighted", "own"],
 )
 def test_a_mask_equals_dropping(loss_fn, data):
     p, y, mask = data()
@@ -94,18 +96,14 @@ def test_rounding_in_half_precision_is_no_reason_to_refuse(dtype: torch.dtype):
             check_decomposes(lambda a, b: F.mse_loss(a, b, reduction="sum"), p, y)
 
 
-WEIGHTS = torch.tensor([1.0, 5.0, 2.0, 0.5], dtype=torch.float64)
-
-
 @pytest.mark.parametrize(
     ("loss_fn", "data"),
     [
         (lambda p, y: F.mse_loss(p, y, reduction="sum"), regression),
         (lambda p, y: F.mse_loss(p, y).sqrt(), regression),
-        (lambda p, y: F.cross_entropy(p, y, weight=WEIGHTS), classification),
         (lambda p, y: -torch.corrcoef(torch.stack([p[:, 0], y[:, 0]]))[0, 1], regression),
     ],
-    ids=["sum", "root", "weighted", "correlation"],
+    ids=["sum", "root", "correlation"],
 )
 @pytest.mark.filterwarnings("ignore:cov:UserWarning")  # torch, of the correlation of one sample
 def test_losses_across_samples_are_refused(loss_fn, data):
@@ -125,3 +123,15 @@ def test_the_check_keeps_no_graph():
 
     check_decomposes(loss_fn, p, y)
     assert modes == [False, False]
+
+
+def test_autocast_may_round_one_of_the_two():
+    p, y, _ = classification()
+    with torch.autocast("cpu", torch.bfloat16):
+        # Autocast takes cross-entropy in single precision, but not under vmap.
+        assert (
+            check_decomposes(
+                lambda a, b: F.cross_entropy(a, b, reduction="none").mean(), p.bfloat16(), y
+            )
+            is None
+        )

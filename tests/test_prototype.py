@@ -88,3 +88,14 @@ def test_prototypes_need_labels_and_ways(y: torch.Tensor, ways: int | None, got:
     support = tr.Samples(torch.zeros(2, 4, 3), y, ways=ways)
     with pytest.raises(ValueError, match=rf"integer labels \[tasks, samples\].*{got}.*ways=5"):
         batch_prototypes(support.x, support)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_neither_overflows_nor_miscounts(dtype: torch.dtype):
+    large = torch.tensor([[6e4], [6e4], [5e4]]).to(dtype)
+    means, counts = class_means(large, torch.tensor([0, 0, 1]), 3)
+    assert means.dtype == dtype
+    assert torch.equal(means, torch.stack([large[0], large[2], torch.zeros(1, dtype=dtype)]))
+    many, labels = torch.full((70_000, 1), 3.0).to(dtype), torch.zeros(70_000, dtype=torch.long)
+    means, counts = class_means(many, labels, 1)
+    assert means.tolist() == [[3.0]] and counts.tolist() == [70_000.0]

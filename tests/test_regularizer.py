@@ -419,3 +419,19 @@ def test_inference_mode_gives_what_no_grad_gives(engine: str) -> None:
         found = reg(learner, batch)
         close(found.loss, expected.loss, 0.0)
         close(learner.adapt(batch.support, mse_loss)(batch.query), predictions, 0.0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_temperature_may_be_learned(engine: str) -> None:
+    learner = contracts.learner("maml", contracts.net(), engine)
+    reg = regularizer(normalize="softmax")
+    reg.temperature = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+    out = reg(learner, contracts.regression_batch())
+    (found,) = torch.autograd.grad(out.loss, reg.temperature)
+
+    def loss_at(temperature: float) -> torch.Tensor:
+        other = regularizer(normalize="softmax", temperature=temperature)
+        return other(learner, contracts.regression_batch()).loss.detach()
+
+    wanted = (loss_at(0.5 + 1e-5) - loss_at(0.5 - 1e-5)) / 2e-5
+    contracts.close(found, wanted, 1e-7)

@@ -134,3 +134,17 @@ def test_half_precision_is_widened_and_zero_embeddings_stay_finite(dtype: torch.
     m = tr.relation_matrix(embeddings, torch.ones(2, 2, dtype=dtype))
     assert m.dtype == torch.float32
     close(m, torch.diag(torch.tensor([0.0, 1.0, 1.0])), 1e-6)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e30])
+def test_embeddings_of_any_size_are_related_alike(size: float) -> None:
+    e, w = (t.float() for t in draw(0, 5, 4, 2))
+    large = (size * e).requires_grad_()
+    found = tr.relation_matrix(large, w)
+    close(found, tr.relation_matrix(e, w), 1e-5)
+    (gradient,) = torch.autograd.grad(found.square().sum(), large)
+    e.requires_grad_()
+    (wanted,) = torch.autograd.grad(tr.relation_matrix(e, w).square().sum(), e)
+    close(
+        gradient * size, wanted, 1e-4
+    )  # the gradient of a direction falls with the vector's length

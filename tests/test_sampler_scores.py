@@ -201,3 +201,59 @@ def test_a_score_of_ones_own() -> None:
     finally:
         del SCORES["first input"]
         SCORES.pop("broken", None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_the_norm_of_gradients_in_half_precision(dtype: torch.dtype, size: float):
+    g = torch.tensor([[3.0, 4.0], [0.0, 1.0]]) * size
+    found = scores.difficulty({"weight": g.to(dtype)})
+    torch.testing.assert_close(found, torch.tensor([5.0, 1.0]) * size, rtol=1e-2, atol=0.0)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e30])
+@pytest.mark.parametrize("name", PURE)
+def test_features_of_any_size_score_alike(name: str, size: float):
+    e = problem(0, 5, 4, "labels", masked=True)
+    more = {} if name in ("diversity", "enrichment") else {"targets": e.targets, "ways": e.ways}
+    score = getattr(scores, name)
+    found, wanted = (score(s * e.features.float(), mask=e.mask, **more) for s in (size, 1.0))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["entropy", "compactness", "separability"])
+@pytest.mark.parametrize("kind", ["labels", "numbers"])
+def test_a_task_without_samples_scores_zero(name: str, kind: str):
+    e = problem(0, 4, 3, kind, masked=False)
+    nothing = torch.zeros(3, 4, dtype=torch.bool)
+    for x, y, mask in (
+        (e.features, e.targets, nothing),
+        (e.features[:, :0], e.targets[:, :0], None),
+    ):
+        assert getattr(scores, name)(x, y, mask, ways=e.ways).tolist() == [0.0] * 3
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("value", [0, -1, 2.0])
+def test_numbers_of_groups_must_be_whole(value):
+    e = problem(0, 4, 3, "numbers", masked=False)
+    with pytest.raises(ValueError, match="bins must be a whole number of at least 1, got"):
+        scores.entropy(e.features, e.targets, bins=value)
+    with pytest.raises(ValueError, match="ways must be a whole number of at least 1, got"):
+        scores.entropy(e.features, torch.zeros(3, 4, dtype=torch.long), ways=value)
+
+
+@pytest.mark.parametrize("sigma2", [0.0, -1.0, float("nan")])
+def test_the_noise_must_have_a_variance(sigma2: float):
+    e = problem(0, 4, 3, "labels", masked=False)
+    for score in (
+        lambda: scores.diversity(e.features, sigma2=sigma2),
+        lambda: scores.entropy(e.features, e.targets, ways=WAYS, sigma2=sigma2),
+    ):
+        with pytest.raises(ValueError, match="sigma2 must be a number above 0, got"):
+            score()
+
+
+def test_a_norm_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="gradients must hold at least one tensor"):
+        scores.difficulty({})

@@ -7,7 +7,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from trlearner.relation import EPSILON
+from trlearner.relation import directions
 
 TEMPERATURE = 0.1
 ITERATIONS = 20
@@ -21,13 +21,20 @@ def similarity(
     Args:
         prototypes: Mean features of each task's classes.
         models: Which of the tasks stand for j; by default all.
+
+    Returns:
+        Cosines, in single precision where prototypes have half; 0 for a class of zero features.
     """
-    units = prototypes * torch.rsqrt(prototypes.square().sum(-1, keepdim=True) + EPSILON**2)
-    return einsum(
-        units,
-        units[models],
-        "tasks classes features, models theirs features -> models tasks classes theirs",
-    )
+    # In half precision the square of epsilon would be zero, and autocast would multiply in it.
+    wide = prototypes.to(torch.promote_types(torch.float32, prototypes.dtype))
+    # A class without samples has no gradient: 1 / epsilon would be infinite in half precision.
+    units = torch.where((wide != 0).any(-1, keepdim=True), directions(wide), 0.0)
+    with torch.autocast(units.device.type, enabled=False):
+        return einsum(
+            units,
+            units[models],
+            "tasks classes features, models theirs features -> models tasks classes theirs",
+        )
 
 
 def sinkhorn(
@@ -47,12 +54,22 @@ def sinkhorn(
         iterations: Of both normalizations.
         models: Whose classes are matched; by default those of all tasks.
 
+    Raises:
+        ValueError: The temperature is not above 0, or there is no iteration.
+
     Example:
         >>> two = torch.eye(2)
         >>> sinkhorn(torch.stack([two, two.flip(0)]))[1, 0].round()
         tensor([[0., 1.],
                 [1., 0.]])
     """
+    if not temperature > 0:
+        raise ValueError(
+            f"temperature must be above 0, got {temperature!r}. Pass e.g. temperature=0.1; for a hard "
+            "matching use hungarian."
+        )
+    if not (isinstance(iterations, int) and iterations >= 1):
+        raise ValueError(f"iterations must be a whole number of at least 1, got {iterations!r}.")
     logs = similarity(prototypes, models) / temperature
     for _ in range(iterations):
         logs = logs - logs.logsumexp(-1, keepdim=True)

@@ -122,7 +122,9 @@ class Asked(Learner):
             def unpacking(one: Tensor, targets: Tensor) -> Tensor:
                 return loss_fn(self.unpacked(one), targets)
 
-            return loop.loss(unpacking, predictions, y, mask)
+            # A plain tensor needs no unpacking: what was found out about the loss is then remembered.
+            single = self._spec is not None and self._spec.is_leaf()
+            return loop.loss(loss_fn if single else unpacking, predictions, y, mask)
 
         def embed(learner: TaskLearner, state: State, x: Tensor, mask: Tensor | None) -> Tensor:
             return x

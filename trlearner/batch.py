@@ -177,6 +177,11 @@ def _check_batch(batch: TaskBatch) -> None:
             f"x {list(support.x.shape[2:])} and {list(query.x.shape[2:])}, "
             f"y {list(support.y.shape[2:])} and {list(query.y.shape[2:])}."
         )
+    if support.y.is_floating_point() != query.y.is_floating_point():
+        raise ValueError(
+            f"support and query must both have labels or both numbers for targets, got {support.y.dtype} and "
+            f"{query.y.dtype}. Convert them: y.long() for labels, y.float() for numbers."
+        )
     if batch.ids is not None and len(batch.ids) != len(support):
         raise ValueError(
             f"ids must name every task, got {len(batch.ids)} for {len(support)} tasks."
@@ -198,6 +203,14 @@ def _stack(pairs: Sequence[Pair], name: str) -> Samples:
             )
         if len(x) == 0:
             raise ValueError(f"task {i} has an empty {name} set. Leave this task out of the batch.")
+    for part, values in zip("xy", zip(*pairs, strict=True), strict=True):
+        given = {(t.dtype, t.device) for t in values}
+        if len(given) > 1:
+            kinds = sorted(f"{dtype} on {device}" for dtype, device in given)
+            raise ValueError(
+                f"{name} {part} must have one dtype, on one device, in all tasks, got {' and '.join(kinds)}. "
+                "Convert them first: .float() for numbers, .long() for labels, .to(device)."
+            )
     sizes = [len(x) for x, _ in pairs]
     longest = max(sizes)
     try:

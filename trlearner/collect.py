@@ -15,6 +15,7 @@ from trlearner.encoders.protocol import Encoder
 from trlearner.encoders.update import UpdateEncoder
 from trlearner.late_binding import bindings, rebound, same
 from trlearner.learners.protocol import Learner
+from trlearner.loss import task_loss
 from trlearner.output import Term
 from trlearner.samples import Pair
 from trlearner.seam import Engine
@@ -197,7 +198,7 @@ class Collected:
         for i, (model, loss, (_, (x, y))) in enumerate(
             zip(self._models, self._losses, self._tasks, strict=True)
         ):
-            share = loss_fn(model(x), y) if loss is None else loss
+            share = task_loss(loss_fn, model(x), y) if loss is None else loss
             share = share if self.reduction == "sum" else share / len(self)
             if loss is None:
                 if not share.requires_grad:

@@ -9,6 +9,7 @@ from einops import einsum
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from trlearner.ignored import check_labelled
 from trlearner.loss import task_loss
 from trlearner.types import LossFn
 
@@ -36,8 +37,11 @@ def relation_weights(
     Args:
         relations: M of a batch.
         normalize: See above.
-        temperature: For ``"softmax"``.
-        top_k: Only so many neighbours with the largest m_ij keep weight.
+        temperature: For ``"softmax"``, above 0; a tensor's value is not looked at.
+        top_k: Only so many neighbours with the largest m_ij keep weight; all, if there are no more.
+
+    Returns:
+        w, in single precision where M has half.
 
     Example:
         >>> m = torch.tensor([[1.0, 0.2, 0.6], [0.2, 1.0, 0.2], [0.6, 0.2, 1.0]])
@@ -52,6 +56,10 @@ def relation_weights(
             f"relations must be [tasks, models] with as many models as tasks, got "
             f"{tuple(relations.shape)}. Select this batch's rows and columns first."
         )
+    check_temperature(temperature)
+    check_top_k(top_k)
+    # In half precision what keeps divisors from 0 would be 0 itself.
+    relations = relations.to(torch.promote_types(torch.float32, relations.dtype))
     keep = ~torch.eye(tasks, dtype=torch.bool, device=relations.device)
     if top_k is not None and top_k < tasks - 1:
         keep = torch.zeros_like(keep).scatter(1, nearest(relations, top_k), True)
@@ -70,7 +78,10 @@ def _normalized(
 ) -> Tensor:
     if normalize == "softmax":
         # A row with nothing to keep (one task) is all zero rather than NaN.
-        scores = torch.where(keep, relations / temperature, -torch.inf)
+        # Taken off before the division: a low temperature would make infinities, and NaN of their difference.
+        most = torch.where(keep, relations, -torch.inf).detach().amax(1, keepdim=True)
+        most = torch.where(keep.any(1, keepdim=True), most, 0.0)
+        scores = torch.where(keep, (relations - most) / temperature, -torch.inf)
         scores = torch.where(keep.any(1, keepdim=True), scores, 0.0)
         return torch.where(keep, scores.softmax(1), 0.0)
     if normalize == "sum":
@@ -101,6 +112,9 @@ def mix(
         mixture: ``"values"``, or ``"logits"`` with classes on the last axis.
         alignment: A_ji, with A[j, i, c, c'] the share of the model's class c' in the task's class c.
     """
+    if alignment is not None:
+        both = torch.promote_types(predictions.dtype, alignment.dtype)
+        predictions, alignment = predictions.to(both), alignment.to(both)
     share = weights.T.reshape(*weights.T.shape, *[1] * (predictions.ndim - 2))
     if mixture == "values":
         if alignment is not None:
@@ -156,7 +170,7 @@ def relation_consistency(
         targets: The tasks' own targets.
         relations: M, as `TaskRelation` returns it.
         loss_fn: ``(predictions [queries, ...], targets [queries, ...]) -> scalar``, for one task.
-        mask: True where a query is real.
+        mask: True where a query is real; at least one of each task.
         mixture: ``"values"``, ``"logits"``, or ``"auto"``: logits for integer targets.
         normalize: As in `relation_weights`.
         temperature: As in `relation_weights`.
@@ -167,7 +181,8 @@ def relation_consistency(
         L_TR; 0 for a single task, which has no neighbours.
 
     Raises:
-        ValueError: Shapes disagree, or negative weights would have to be mixed as probabilities.
+        ValueError: Shapes disagree, a task has no query that counts, or negative weights would have to be
+            mixed as probabilities.
 
     Example:
         >>> from torch.nn.functional import mse_loss
@@ -176,6 +191,9 @@ def relation_consistency(
         1.0
     """
     check_predictions(predictions, targets, relations)
+    check_alignment(alignment, predictions)
+    check_mask(mask, targets)
+    check_labelled(loss_fn, targets, mask)
     if len(relations) == 1:
         return predictions.sum() * 0
     kind = mixture_kind(mixture, targets, normalize)
@@ -219,6 +237,11 @@ def check_predictions(predictions: Tensor, targets: Tensor, relations: Tensor) -
             "predictions must be [models, tasks, queries, ...] with as many models as tasks, got "
             f"{tuple(predictions.shape)}. adapted.cross(xq) returns them so."
         )
+    if 0 in predictions.shape[:3]:
+        raise ValueError(
+            f"predictions must have at least one task and one query, got {tuple(predictions.shape)}. "
+            "Leave the relation term out of an empty batch."
+        )
     if tuple(relations.shape) != tuple(predictions.shape[:2]):
         raise ValueError(
             f"relations must be [tasks, models] = {tuple(predictions.shape[:2])} to match predictions "
@@ -229,4 +252,70 @@ def check_predictions(predictions: Tensor, targets: Tensor, relations: Tensor) -
         raise ValueError(
             f"targets must be [tasks, queries, ...] = {tuple(predictions.shape[1:3])} to match "
             f"predictions {tuple(predictions.shape)}, got {tuple(targets.shape)}."
+        )
+
+
+def check_temperature(temperature: object) -> None:
+    """Refuse a temperature that is no number above 0; a tensor's is not looked at, for it may be on a GPU.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    if isinstance(temperature, Tensor):
+        return
+    if not (isinstance(temperature, (int, float)) and temperature > 0):
+        raise ValueError(
+            f"temperature must be above 0, got {temperature!r}. Pass e.g. temperature=0.1; for the most "
+            "related model alone pass top_k=1."
+        )
+
+
+def check_top_k(top_k: object) -> None:
+    """Refuse what is no number of neighbours.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    whole = isinstance(top_k, int) and not isinstance(top_k, bool)
+    if top_k is not None and not (whole and top_k >= 1):  # type: ignore[operator]
+        raise ValueError(
+            f"top_k must be a whole number of at least 1 or None, got {top_k!r}. None keeps all neighbours."
+        )
+
+
+def check_alignment(alignment: Tensor | None, predictions: Tensor) -> None:
+    """Refuse an alignment of other tasks or classes than the predictions'.
+
+    Raises:
+        ValueError: Naming its shape and what it should be.
+    """
+    if alignment is None:
+        return
+    tasks, classes = predictions.shape[:2], predictions.shape[3:]
+    if predictions.ndim != 4 or alignment.shape != (*tasks, *classes, *classes):
+        raise ValueError(
+            "alignment must be [models, tasks, classes, classes] to match predictions [models, tasks, "
+            f"queries, classes] = {tuple(predictions.shape)}, got {tuple(alignment.shape)}. "
+            "tr.sinkhorn(prototypes) of the same tasks returns it so."
+        )
+
+
+def check_mask(mask: Tensor | None, targets: Tensor) -> None:
+    """Refuse a mask of another shape or type; on the CPU, where nothing waits, one of a task without queries.
+
+    Raises:
+        ValueError: Naming what it is and what it should be.
+    """
+    if mask is None:
+        return
+    if mask.shape != targets.shape[:2] or mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask must be a bool tensor [tasks, queries] = {tuple(targets.shape[:2])}, got {mask.dtype} "
+            f"{tuple(mask.shape)}. It is true where a query is real."
+        )
+    if mask.device.type == "cpu" and not mask.any(1).all():
+        empty = (~mask.any(1)).nonzero().flatten().tolist()
+        raise ValueError(
+            f"every task needs at least one real query, but mask is all false for tasks {empty}. Leave these "
+            "tasks out of predictions, targets, relations and mask."
         )

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from trlearner.ignored import ignored_label
+from trlearner.targets import check_targets
 from trlearner.types import LossFn
 
 
 def task_loss(
-    loss_fn: LossFn, predictions: Tensor, targets: Tensor, mask: Tensor | None = None
+    loss_fn: LossFn, predictions: Any, targets: Any, mask: Tensor | None = None
 ) -> Tensor:
-    """``loss_fn`` of one task; under a mask, the mean of its values on single real samples.
+    """``loss_fn`` of one task's real samples.
+
+    Under a mask, padding gets the label that the loss ignores (``ignore_index``). Where there is none, it is
+    the mean of the loss's values on single real samples.
 
     Args:
         loss_fn: Scalar mean over the samples.
@@ -20,15 +27,20 @@ def task_loss(
         mask: ``[samples]``, true where a sample is real.
 
     Raises:
-        ValueError: The loss is no scalar.
+        ValueError: The loss is no scalar, or does not fit the targets.
 
     Example:
         >>> p, y = torch.tensor([1.0, 3.0, 9.0]), torch.zeros(3)
         >>> task_loss(torch.nn.functional.mse_loss, p, y, torch.tensor([True, True, False]))
         tensor(5.)
     """
+    check_targets(loss_fn, predictions, targets)
     if mask is None:
         return _scalar(loss_fn(predictions, targets))
+    label = ignored_label(loss_fn, predictions, targets)
+    if label is not None:
+        real = mask.reshape(-1, *[1] * (targets.ndim - 1))
+        return _scalar(loss_fn(predictions, torch.where(real, targets, label)))
     each = torch.vmap(lambda p, y: _scalar(loss_fn(p[None], y[None])))(predictions, targets)
     return torch.where(mask, each, 0.0).sum() / mask.sum()
 
@@ -43,8 +55,9 @@ def check_decomposes(loss_fn: LossFn, predictions: Tensor, targets: Tensor) -> N
         whole = _scalar(loss_fn(predictions, targets))
         real = torch.ones(len(predictions), dtype=torch.bool, device=predictions.device)
         mean = task_loss(loss_fn, predictions, targets, real)
-    rtol = max(1e-3, 8 * torch.finfo(whole.dtype).eps)  # half precision rounds coarsely
-    if not torch.allclose(whole, mean, rtol=rtol, atol=1e-6, equal_nan=True):
+    # Half precision rounds coarsely; autocast may give one of the two, as vmap leaves it out.
+    rtol = max(1e-3, *(8 * torch.finfo(value.dtype).eps for value in (whole, mean)))
+    if not torch.allclose(whole.double(), mean.double(), rtol=rtol, atol=1e-6, equal_nan=True):
         raise ValueError(
             f"loss_fn must be the mean of its values on single samples where tasks are masked: it "
             f"gave {whole.item():.6g} on {len(predictions)} samples, but their mean is "

@@ -14,6 +14,8 @@ from trlearner.consistency import Mixture, mix, mixture_kind
 from trlearner.engines.choose import without_graph
 from trlearner.learners.adapted import Adapted
 from trlearner.learners.protocol import Learner
+from trlearner.memory_state import check_state
+from trlearner.rows import part_of
 from trlearner.samples import Samples
 from trlearner.seam import Engine
 from trlearner.types import Fast, LossFn
@@ -87,7 +89,7 @@ class TaskMemory:
                 f"{type(learner).__name__}."
             )
         for name, value in (("top_k", top_k), ("chunk_size", chunk_size)):
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
         self.learner = learner
         self.loss_fn = loss_fn
@@ -144,6 +146,7 @@ class TaskMemory:
             self._state = {name: t.detach().clone() for name, t in self.learner.state().items()}
             self._fast = kept
         else:
+            _check_alike(self._fast, kept)
             self._fast = {name: torch.cat([t, kept[name]]) for name, t in self._fast.items()}
 
     def forget(self) -> None:
@@ -175,6 +178,7 @@ class TaskMemory:
         if self.share == 0:
             nobody = samples.x.new_zeros(len(samples), 0)
             return Recalled(self, own, "values", nobody, nobody.long())
+        _check_alike(self._fast, own.fast)
         kind = mixture_kind(self.mixture, samples.y, "softmax")
         losses = self._explain(without_graph(own.runner), samples)
         return Recalled(self, own, kind, *self._weigh(losses, self.temperature))
@@ -195,6 +199,7 @@ class TaskMemory:
             )
         support, query = tasks.support, tasks.query
         own = self.learner.adapt(support, self.loss_fn)
+        _check_alike(self._fast, own.fast)
         engine = without_graph(own.runner)
         kind = mixture_kind(self.mixture, query.y, "softmax")
 
@@ -241,12 +246,16 @@ class TaskMemory:
         """Replaces what is remembered by what `state_dict` returned.
 
         Raises:
-            ValueError: The learner's weights are not those that it was remembered with.
+            TypeError: It is no such dict.
+            ValueError: It is incomplete or damaged, or the learner's weights are not those that it was
+                remembered with. The memory is then as it was before.
         """
+        check_state(state, self.learner)
         before = self.state_dict()
         self._fast, self._state = dict(state["fast"]), dict(state["state"])
         self.share, self.temperature = state["share"], state["temperature"]
         try:
+            self.check_options()
             self._check_unchanged()
         except ValueError:
             self._fast, self._state = before["fast"], before["state"]
@@ -271,7 +280,9 @@ class TaskMemory:
         """Weights of the models that explain each task best, and which they are ``[tasks, top_k]``."""
         losses = torch.where(losses.isfinite(), losses, torch.inf)
         least, who = (-losses.T).topk(min(self.top_k, len(losses)), dim=1)
-        return (least / temperature).softmax(1).nan_to_num(0.0), who
+        # Differences first: divided by a low temperature, losses would overflow, and no model have a weight.
+        lead = least - least[:, :1]
+        return (lead / temperature).softmax(1).nan_to_num(0.0), who
 
     def _ask(self, engine: Engine, query: Samples, who: Tensor) -> Tensor:
         """What some models ``[tasks, top_k]`` say of each task's queries ``[top_k, tasks, queries, ...]``."""
@@ -376,6 +387,19 @@ def _together(own: Tensor, others: Tensor, weights: Tensor, share: float, kind: 
     weights = share * weights
     mixed = torch.cat([1 - weights.sum(1, keepdim=True), weights], 1)
     return mix(torch.cat([own[None], others]), mixed, kind)
+
+
+def _check_alike(remembered: Fast, other: Fast) -> None:
+    """Refuse models of other shapes than the remembered ones (prototypes of more classes, say)."""
+    shapes = [
+        {n: list(t.shape[1:]) for n, t in part_of(fast, slice(0, 1)).items()}
+        for fast in (remembered, other)
+    ]
+    if remembered and shapes[0] != shapes[1]:
+        raise ValueError(
+            f"all tasks of a memory must adapt the same tensors, got {shapes[1]} where {shapes[0]} are "
+            "remembered. Give all tasks the same number of classes (ways), or keep a memory for each."
+        )
 
 
 def _losses(engine: Engine, loss_fn: LossFn, said: Tensor, support: Samples) -> Tensor:

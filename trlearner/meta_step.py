@@ -22,7 +22,7 @@ from trlearner.consistency import (
 from trlearner.encoders.extractor import HasExtractor
 from trlearner.encoders.protocol import Encoder, HasPrototypes, embed_tasks
 from trlearner.engines.choose import TOGETHER
-from trlearner.functional import pure_call, tensors
+from trlearner.functional import tensors
 from trlearner.head import Body, Head
 from trlearner.learners.protocol import Learner
 from trlearner.options import Align, ChunkSize
@@ -33,6 +33,7 @@ from trlearner.rows import part_of
 from trlearner.sampler.select import Select, select_samples
 from trlearner.samples import Samples
 from trlearner.seam import Engine, TaskLearner
+from trlearner.targets import LossInState
 from trlearner.types import Fast, LossFn, SeesParts, State
 
 PREFIX = "regularizer."
@@ -287,4 +288,4 @@ def loss_in(loss_fn: LossFn, state: State) -> LossFn:
     own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     if not own or not isinstance(loss_fn, nn.Module):
         return loss_fn
-    return lambda predictions, targets: pure_call(loss_fn, own, predictions, targets)
+    return LossInState(loss_fn, own)

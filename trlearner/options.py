@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, get_args
 
-from trlearner.consistency import Mixture, Normalize
+from trlearner.consistency import Mixture, Normalize, check_temperature, check_top_k
 from trlearner.encoders.extractor import HasExtractor
 from trlearner.encoders.protocol import Encoder, HasPrototypes
 
@@ -40,13 +40,14 @@ def check_options(*, encoder: Encoder, **options: Any) -> None:
         raise ValueError(f"lam must be a finite number of at least 0, got {lam!r}.")
     if not (isinstance(queries, (int, float)) and 0 < queries <= 1):
         raise ValueError(f"queries must be a share in (0, 1], got {queries!r}.")
-    if not options["temperature"] > 0:
-        raise ValueError(f"temperature must be above 0, got {options['temperature']!r}.")
-    for name in ("top_k", "chunk_size", "planned_steps", "memory_budget"):
+    check_temperature(options["temperature"])
+    check_top_k(options["top_k"])
+    for name in ("chunk_size", "planned_steps", "memory_budget"):
         value = options[name]
         if name == "chunk_size" and value == "auto":
             continue
-        if value is not None and not (isinstance(value, int) and value >= 1):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= 1):
             auto = ", 'auto'" if name == "chunk_size" else ""
             raise ValueError(
                 f"{name} must be a whole number of at least 1{auto} or None, got {value!r}."

@@ -28,11 +28,14 @@ def class_means(
                 [5.],
                 [0.]]), tensor([2., 1., 0.]))
     """
-    member = (labels[:, None] == torch.arange(ways, device=labels.device)).to(features.dtype)
+    # Half precision cannot count, and its sums of features overflow.
+    wide = torch.promote_types(torch.float32, features.dtype)
+    member = (labels[:, None] == torch.arange(ways, device=labels.device)).to(wide)
     if mask is not None:
         member = member * mask[:, None]
     counts = member.sum(0)
-    return (member.T @ features) / counts.clamp(min=1)[:, None], counts
+    means = (member.T @ features.to(wide)) / counts.clamp(min=1)[:, None]
+    return means.to(features.dtype), counts
 
 
 def batch_prototypes(features: Tensor, support: Samples) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from trlearner import asked, collect
 from trlearner.batch import TaskBatch
 from trlearner.functional import per_task
+from trlearner.loss import task_loss
 from trlearner.output import Output
 from trlearner.samples import Pair
 from trlearner.types import LossFn
@@ -50,7 +51,7 @@ class Regularized:
             support, (x, y) = batch.support.real(i), batch.query.real(i)
             model = self.adapt(support)
             answers.append(model(x))
-            losses.append(reg.loss_fn(answers[-1], y))
+            losses.append(task_loss(reg.loss_fn, answers[-1], y))
             tasks.add(model, support=support, query=(x, y), id=batch.ids[i] if batch.ids else None)
         own, penalty = torch.stack(losses).mean(), tasks.penalty()
         term = tasks.term

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -10,13 +11,15 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from trlearner.batch import TaskBatch
+from trlearner.batch import TaskBatch, check_batch
 from trlearner.check_call import check_call
+from trlearner.checks import check_generator, check_loss_fn
 from trlearner.collect import Collected
 from trlearner.consistency import Mixture, Normalize, mixture_kind
 from trlearner.encoders.extractor import Extractor
 from trlearner.encoders.protocol import Encoder
 from trlearner.engines import compiled
+from trlearner.engines.blame import blaming, own_mistake
 from trlearner.engines.choose import (
     ENGINES,
     SELF_CHOSEN,
@@ -35,7 +38,8 @@ from trlearner.functional import (
     tensors,
     views,
 )
-from trlearner.learners.protocol import Learner
+from trlearner.ignored import check_labelled
+from trlearner.learners.protocol import Learner, check_learner
 from trlearner.meta_step import PREFIX, described, meta_step, relation_term, state_of_loss
 from trlearner.options import OPTIONS, Align, ChunkSize, check_options
 from trlearner.output import Draws, Output, Term
@@ -159,6 +163,8 @@ class TRLearner(nn.Module):
                 f"encoder must be a task encoder such as InputEncoder(model.features, dim=64), "
                 f"got {type(encoder).__name__}."
             )
+        check_loss_fn(loss_fn)
+        check_generator(generator)
         self.encoder = encoder
         self.generator = generator or torch.Generator().manual_seed(torch.initial_seed())
         # Of its own again, so that what the heads draw does not shift what the queries draw.
@@ -198,6 +204,14 @@ class TRLearner(nn.Module):
                     learner, batch.replace(batch.support.clone(), batch.query.clone())
                 )
                 return copy
+        with self._blaming(learner, batch):
+            return self._step(learner, batch)
+
+    def _blaming(self, learner: Learner, batch: TaskBatch) -> AbstractContextManager[None]:
+        parts = {"batch.support": batch.support, "batch.query": batch.query}
+        return blaming(learner, self.loss_fn, parts)
+
+    def _step(self, learner: Learner, batch: TaskBatch) -> Output:
         engine = learner.check(
             batch.support, self.loss_fn, batch.query, planned_steps=self.planned_steps
         )
@@ -243,7 +257,9 @@ class TRLearner(nn.Module):
             >>> reg.relate(learner, tr.TaskBatch(support=(x, 2 * x), query=(x, 2 * x))).shape
             torch.Size([4, 4])
         """
-        with torch.no_grad(), random_state_kept(batch.query.x):
+        check_learner(learner)
+        check_batch(batch)
+        with torch.no_grad(), random_state_kept(batch.query.x), self._blaming(learner, batch):
             support = batch.support
             # For a look now and then, a graph does not pay.
             engine = without_graph(learner.check(support, self.loss_fn))
@@ -264,7 +280,8 @@ class TRLearner(nn.Module):
         try:
             return self._run(engine, learner, state, batch, draws)
         except NotCompilable as error:
-            if learner.engine not in SELF_CHOSEN:
+            parts = {"batch.support": batch.support, "batch.query": batch.query}
+            if learner.engine not in SELF_CHOSEN or own_mistake(learner, self.loss_fn, parts):
                 raise
             settle(learner, "batched")
             warn(f"engine={learner.engine!r} goes on with 'batched', for {error}")
@@ -341,6 +358,7 @@ class TRLearner(nn.Module):
                 f"head={self.head!r} asks a part of each model, but models of your own loop are asked as a "
                 "whole. Leave head out, or call reg(learner, batch) with a learner such as tr.MAML."
             )
+        check_labelled(self.loss_fn, batch.query.y, batch.query.mask)
         state = state_of_loss(self.loss_fn) | self.prepared(learner, batch)
         mixture_kind(self.mixture, batch.query.y, self.normalize)
         draws = Draws(self.lam, self.temperature, True, self._draw_queries(batch.query))

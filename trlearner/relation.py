@@ -10,6 +10,8 @@ from trlearner.warn import warn
 
 EPSILON = 1e-6
 """Keeps the cosine of a zero vector, and its gradient, finite."""
+LARGE = 2.0**30
+"""Vectors with larger entries are scaled down before they are squared."""
 
 
 def relation_matrix(
@@ -41,11 +43,21 @@ def head_relations(
     """The cosines of every head by itself; `relation_matrix` is their mean."""
     # In half precision the square of epsilon would be zero.
     wide = torch.promote_types(torch.float32, embeddings.dtype)
-    views = weight[:, None].to(wide) * embeddings.to(wide)
-    units = views * torch.rsqrt(views.square().sum(-1, keepdim=True) + EPSILON**2)
+    units = directions(weight[:, None].to(wide) * embeddings.to(wide))
     # Autocast would multiply in half precision, which leaves two or three digits of a cosine.
     with torch.autocast(units.device.type, enabled=False):
         return units @ units.mT
+
+
+def directions(vectors: Tensor) -> Tensor:
+    """Vectors ``[..., features]`` of at least single precision at length 1: ``v * rsqrt(v.v + eps^2)``.
+
+    Vectors that are not much longer than eps stay shorter, and a vector of zeros stays zero.
+    """
+    # Squares of larger entries would overflow, and a direction become zero.
+    most = vectors.detach().abs().amax(-1, keepdim=True)
+    vectors = vectors / (most / LARGE).clamp(min=1.0)
+    return vectors * torch.rsqrt(vectors.square().sum(-1, keepdim=True) + EPSILON**2)
 
 
 class TaskRelation(nn.Module):

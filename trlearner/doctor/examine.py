@@ -26,6 +26,7 @@ from trlearner.learners.protocol import Learner
 from trlearner.regularizer import TRLearner
 from trlearner.samples import Samples
 from trlearner.seam import GradientTaskLearner
+from trlearner.targets import Misfit, check_targets
 from trlearner.types import LossFn
 
 
@@ -98,6 +99,7 @@ def _check(model: object, batch: object, loss_fn: object) -> None:
 def _default_loss(predictions: Tensor, targets: Tensor) -> Tensor:
     if not targets.is_floating_point() and predictions.ndim == targets.ndim + 1:
         return F.cross_entropy(predictions, targets)
+    check_targets(F.mse_loss, predictions, targets.to(predictions.dtype))
     if predictions.shape == targets.shape:
         return F.mse_loss(predictions, targets.to(predictions.dtype))
     return predictions.square().sum()
@@ -108,10 +110,10 @@ class _Loss(nn.Module):
 
     def __init__(self, loss_fn: LossFn) -> None:
         super().__init__()
-        self._loss_fn = loss_fn
+        self.given = loss_fn
 
     def forward(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        return self._loss_fn(predictions, targets)
+        return self.given(predictions, targets)
 
 
 def _copy(model: nn.Module, batch: TaskBatch, loss_fn: LossFn) -> Patient:
@@ -173,6 +175,9 @@ def _lazy(patient: Patient, names: dict[nn.Module, str]) -> Iterator[Finding]:
 def _examine(patient: Patient, names: dict[nn.Module, str], masked: bool) -> Iterator[Finding]:
     learner, model = patient.learner, patient.learner.model
     recorder, reached, crash = _record(patient, names)
+    if isinstance(crash, Misfit):  # which every trial would meet again
+        yield Finding("loss_fn", "fails", crash.problem, crash.fix)
+        return
     if crash is not None:
         yield _crashed(recorder, names, crash)
     else:
@@ -224,6 +229,8 @@ def _record(
                 if not isinstance(predictions, Tensor):
                     got = type(predictions).__name__
                     raise TypeError(f"the model must return one tensor, got {got}")
+                assert isinstance(loss_fn, _Loss)
+                check_targets(loss_fn.given, predictions, y)
                 losses.append(loss_fn(predictions, y))
                 recorder.adapting = False
             recorder.root.complete = True

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor
 
 from trlearner.batch import TaskBatch
 from trlearner.encoders.protocol import Encoder, check_width
 from trlearner.engines import loop
+from trlearner.functional import pure_call, random_state_kept
 from trlearner.learners.protocol import Learner
 from trlearner.seam import Engine
 from trlearner.types import Fast, State
@@ -45,11 +48,16 @@ class FunctionEncoder(Encoder):
 
     def __init__(self, probe: Tensor, outputs: int = 1, detach: bool = False) -> None:
         super().__init__()
-        if not isinstance(probe, torch.Tensor) or probe.ndim == 0 or len(probe) == 0:
+        if not isinstance(probe, torch.Tensor) or probe.ndim == 0 or probe.numel() == 0:
             got = list(probe.shape) if isinstance(probe, torch.Tensor) else type(probe).__name__
             raise ValueError(
                 f"probe must be a tensor of inputs [probes, ...], at least one, got {got}. Pass e.g. "
                 "torch.linspace(-5, 5, 20)[:, None]."
+            )
+        if not probe.isfinite().all():
+            bad = (~probe.isfinite().reshape(len(probe), -1).all(1)).nonzero().flatten().tolist()
+            raise ValueError(
+                f"probe must be finite, got NaN or infinity in the probes {bad}. Leave them out."
             )
         if not isinstance(outputs, int) or outputs < 1:
             raise ValueError(f"outputs must be a whole number of at least 1, got {outputs!r}.")
@@ -68,6 +76,24 @@ class FunctionEncoder(Encoder):
                 f"{_kind(self.probe)}. Give each probe the shape of a sample, and move it along with "
                 "the regularizer: reg.to(...), reg.double()."
             )
+        if self.probe.shape[1:] != x.shape[2:]:
+            self._check_runs(learner, x)
+
+    def _check_runs(self, learner: Learner, x: Tensor) -> None:
+        """A model may take inputs of several sizes: it is tried once with the probe's."""
+        takes = _taken.setdefault(self, weakref.WeakSet())
+        if learner in takes:
+            return
+        try:
+            with torch.no_grad(), random_state_kept(x):
+                pure_call(learner.model, {}, self.probe)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"probe must be inputs [probes, ...] that the model takes, like the samples of a batch, "
+                f"{_kind(x[0])}, got {_kind(self.probe)}; the model said: {error}. Give each probe the "
+                "shape of a sample."
+            ) from error
+        takes.add(learner)
 
     def encode(self, learner: Learner, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
         """As `ask`, by one model after the other."""
@@ -84,3 +110,8 @@ class FunctionEncoder(Encoder):
 
 def _kind(x: Tensor) -> str:
     return f"{list(x.shape)} of {x.dtype} on {x.device}"
+
+
+_taken: weakref.WeakKeyDictionary[FunctionEncoder, weakref.WeakSet[Learner]] = (
+    weakref.WeakKeyDictionary()
+)

@@ -221,8 +221,11 @@ def _flatten(state: State, batch: TaskBatch, draws: Draws) -> dict[str, Tensor]:
         kinds = [query.dtype] if query.is_floating_point() else [t.dtype for t in state.values()]
         dtype = reduce(torch.promote_types, (kind for kind in kinds if kind.is_floating_point))
         for name in ("lam", "temperature"):
-            # `torch.tensor` would copy from the CPU, and wait for a GPU to have done all that came before.
-            found[name] = torch.full((), getattr(draws, name), dtype=dtype, device=query.device)
+            value = getattr(draws, name)
+            if isinstance(value, Tensor):  # not a copy: a temperature may be learned
+                found[name] = value.to(query.device, dtype)
+            else:  # `torch.tensor` would copy from the CPU, and wait for a GPU
+                found[name] = torch.full((), value, dtype=dtype, device=query.device)
     if draws.queries is not None:
         found["chosen queries"] = draws.queries
     if draws.task_weights is not None:

@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from trlearner import functional
+from trlearner.checks import check_flag, check_loss_fn, check_whole
 from trlearner.coupling import examine_learner
 from trlearner.engines import compiled
+from trlearner.engines.blame import blaming
 from trlearner.engines.choose import ENGINES, TOGETHER, check_loss, check_name, choose
+from trlearner.engines.second_order import explain_backward
+from trlearner.ignored import check_labelled
 from trlearner.learners.adapted import Adapted
 from trlearner.one_thread import OneThread
 from trlearner.recompute import recomputed
-from trlearner.samples import Samples
+from trlearner.samples import Samples, samples_of
 from trlearner.seam import Engine, InnerLoop
 from trlearner.types import Fast, LossFn, State
 
@@ -126,13 +130,18 @@ class Learner(nn.Module, abc.ABC):
             >>> learner.adapt((x, 3 * x), nn.functional.mse_loss)(x).shape
             torch.Size([4, 10, 1])
         """
-        samples = support if isinstance(support, Samples) else Samples(*support)
+        samples = samples_of("support", support)
+        check_loss_fn(loss_fn)
         if torch.is_inference_mode_enabled():
             # Inner gradients need autograd, which tensors of inference mode refuse.
             with torch.inference_mode(False), torch.no_grad():
                 return self.adapt(samples.clone(), loss_fn, steps=steps)
         steps = self.steps if steps is None else steps
         check_steps(steps)
+        with blaming(self, loss_fn, {"batch.support": samples}):
+            return self._adapt(samples, loss_fn, steps)
+
+    def _adapt(self, samples: Samples, loss_fn: LossFn, steps: int) -> Adapted:
         engine = self.check(samples, loss_fn)
         state = self.state()
         if self.engine in compiled.NAMES and not torch.is_grad_enabled():
@@ -159,6 +168,8 @@ class Learner(nn.Module, abc.ABC):
         """
         functional.check_statistics(self.model)
         self.prepare(samples)
+        for some in (samples, *others):
+            check_labelled(loss_fn, some.y, some.mask)
         examine_learner(self, samples, loss_fn)
         masked = any(s.mask is not None for s in (samples, *others))
         seen = sum(s.x.shape[1] for s in (samples, *others))
@@ -186,8 +197,19 @@ def check_steps(steps: int) -> None:
     Raises:
         ValueError: Naming it.
     """
-    if not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}.")
+    check_whole("steps", steps, least=0)
+
+
+def check_learner(value: object) -> None:
+    """Refuse what is no learner.
+
+    Raises:
+        TypeError: Saying how to make one.
+    """
+    if not isinstance(value, Learner):
+        raise TypeError(
+            f"learner must be a trlearner Learner such as tr.MAML(model), got {type(value).__name__}."
+        )
 
 
 class GradientLearner(Learner, abc.ABC):
@@ -213,6 +235,8 @@ class GradientLearner(Learner, abc.ABC):
         recompute: bool = False,
     ) -> None:
         super().__init__(model, steps=steps, engine=engine)
+        check_flag("first_order", first_order)
+        check_flag("recompute", recompute)
         self.first_order = first_order
         self.recompute = recompute
 
@@ -226,9 +250,12 @@ class GradientLearner(Learner, abc.ABC):
 
     def inner(self, state: State, loop: InnerLoop) -> Fast:
         """``loop.steps`` steps down the gradient of the support loss."""
+        features = loop.features
+        mode = self.training, features.dtype, features.device.type
 
         def move(fast: Fast, step: int) -> Fast:
             gradients = loop.gradient(fast, self.first_order)
+            explain_backward(self, mode, gradients.values())
             return {
                 name: value
                 if (g := gradients[name]) is None

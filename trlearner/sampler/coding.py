@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from trlearner.relation import directions
+
 EPS = 1e-6
 SIGMA2 = 0.5
 """How finely features are told apart: the variance of the noise up to which they are coded."""
@@ -29,7 +31,7 @@ def unit_rows(
     rows = masked_rows(features, mask)
     count = rows.shape[1] if mask is None else mask.sum(1)[:, None, None]
     rows = masked_rows(rows - rows.sum(1, keepdim=True) / count, mask)
-    return rows * (rows.square().sum(-1, keepdim=True) + EPS**2).rsqrt()
+    return directions(rows)
 
 
 def masked_rows(
@@ -58,6 +60,9 @@ def coding_rates(
         literal: ``1/2 n logdet(I + Z Z^T / (n sigma^2))`` instead, as arXiv 2307.08924 prints it; it
             grows with n and with the features' scale.
 
+    Raises:
+        ValueError: sigma2 is not above 0.
+
     Example:
         >>> both = torch.tensor([[[True, True]]])
         >>> coding_rates(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), both)
@@ -65,6 +70,8 @@ def coding_rates(
         >>> coding_rates(torch.eye(2)[None], both)
         tensor([[1.0986]])
     """
+    if not sigma2 > 0:
+        raise ValueError(f"sigma2 must be a number above 0, got {sigma2!r}. Pass e.g. {SIGMA2}.")
     width = rows.shape[-1]
     count = groups.sum(-1).to(rows)
     scale = (1.0 if literal else float(width)) / (count.clamp(min=1.0) * sigma2)

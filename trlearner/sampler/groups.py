@@ -25,7 +25,7 @@ def groups(
         bins: The number of bins, for numbers.
 
     Raises:
-        ValueError: Labels, but not how many classes.
+        ValueError: Labels, but not how many classes; or a number of them, or of bins, that is none.
 
     Example:
         >>> groups(torch.tensor([[0.3, 0.1, 0.2]]), bins=3)[0, 0].int()
@@ -36,6 +36,9 @@ def groups(
     columns = targets[..., None] if targets.ndim == 2 else targets.flatten(2)
     columns = columns.mT  # [tasks, columns, samples]
     real = torch.ones_like(columns[:, 0], dtype=torch.bool) if mask is None else mask
+    for name, value in (("ways", ways), ("bins", bins)):
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
     if columns.is_floating_point():
         member, count = _bin_of(columns, real, bins), bins
     elif ways is None:
@@ -58,4 +61,4 @@ def _bin_of(
     among = real[:, None, None]
     below = (among & (columns[..., None, :] < columns[..., :, None])).sum(-1)
     equal = (among & (columns[..., None, :] == columns[..., :, None])).sum(-1)
-    return bins * (2 * below + equal) // (2 * real.sum(1)[:, None, None])
+    return bins * (2 * below + equal) // (2 * real.sum(1).clamp(min=1)[:, None, None])

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from trlearner.relation import directions
 from trlearner.sampler.coding import EPS, SIGMA2, coding_rates, masked_rows, unit_rows
 from trlearner.sampler.groups import BINS, groups
 
@@ -74,7 +75,7 @@ def entropy(
     member = groups(targets, mask, ways, bins).flatten(1, 2)
     rates = coding_rates(rows, member, sigma2, literal)
     size = member.sum(-1).to(rates)
-    return (size * rates).sum(1) / size.sum(1)
+    return (size * rates).sum(1) / size.sum(1).clamp(min=1)
 
 
 def difficulty(gradients: Mapping[str, Tensor]) -> Float[Tensor, " tasks"]:
@@ -87,7 +88,14 @@ def difficulty(gradients: Mapping[str, Tensor]) -> Float[Tensor, " tasks"]:
         >>> difficulty({"weight": torch.tensor([[3.0], [0.0]]), "bias": torch.tensor([4.0, 1.0])})
         tensor([5., 1.])
     """
-    parts = [g.reshape(len(g), -1).square().sum(1) for g in gradients.values()]
+    if not gradients:
+        raise ValueError("gradients must hold at least one tensor [tasks, ...], got none.")
+    # In half precision the squares of small gradients are zero, and those of large ones infinite.
+    wide = [
+        g.reshape(len(g), -1).to(torch.promote_types(torch.float32, g.dtype))
+        for g in gradients.values()
+    ]
+    parts = [g.square().sum(1) for g in wide]
     return torch.stack(parts).sum(0).sqrt()
 
 
@@ -116,8 +124,8 @@ def compactness(
     """
     rows = unit_rows(features, mask)
     member = groups(targets, mask, ways, bins).flatten(1, 2).to(rows)
-    cosines = _directions(member @ rows) @ rows.mT
-    return (member * cosines).sum((1, 2)) / member.sum((1, 2))
+    cosines = directions(member @ rows) @ rows.mT
+    return (member * cosines).sum((1, 2)) / member.sum((1, 2)).clamp(min=1)
 
 
 def separability(
@@ -145,7 +153,7 @@ def separability(
     """
     rows = unit_rows(features, mask)
     member = groups(targets, mask, ways, bins)
-    means = _directions(member.to(rows) @ rows[:, None])  # [tasks, columns, groups, features]
+    means = directions(member.to(rows) @ rows[:, None])  # [tasks, columns, groups, features]
     there = member.any(-1)
     pairs = there[..., :, None] & there[..., None, :]
     pairs = pairs & ~torch.eye(pairs.shape[-1], dtype=torch.bool, device=pairs.device)
@@ -175,7 +183,3 @@ def enrichment(
     gram = rows @ rows.mT if rows.shape[1] <= rows.shape[2] else rows.mT @ rows
     used = rows.square().sum((1, 2)).square() / (gram.square().sum((1, 2)) + EPS**2)
     return used / (count - 1).clamp(min=1, max=rows.shape[2])
-
-
-def _directions(sums: Tensor) -> Tensor:
-    return sums * (sums.square().sum(-1, keepdim=True) + EPS**2).rsqrt()
