@@ -13,6 +13,7 @@ from trlearner.asked import Asked, Predict, without_gradient
 from trlearner.batch import TaskBatch
 from trlearner.encoders.protocol import Encoder
 from trlearner.encoders.update import UpdateEncoder
+from trlearner.engines.second_order import explain_backward
 from trlearner.learners.protocol import Learner
 from trlearner.output import Term
 from trlearner.samples import Pair
@@ -248,6 +249,7 @@ class Collected:
             return self._nothing()
         asked = Asked(self._models, self.together)
         self.term = regularizer.term_of(asked, asked.asking(), batch)
+        explain_backward(regularizer, "collected", [self.term.loss])
         scale = len(batch) if self.reduction == "sum" else 1
         return regularizer.lam * scale * self.term.loss
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -17,6 +18,7 @@ from trlearner.consistency import Mixture, Normalize, mixture_kind
 from trlearner.encoders.extractor import Extractor
 from trlearner.encoders.protocol import Encoder
 from trlearner.engines import compiled, guard
+from trlearner.engines.blame import blaming, own_mistake
 from trlearner.engines.choose import (
     ENGINES,
     SELF_CHOSEN,
@@ -187,6 +189,14 @@ class TRLearner(nn.Module):
                     learner, batch.replace(batch.support.clone(), batch.query.clone())
                 )
                 return copy
+        with self._blaming(learner, batch):
+            return self._step(learner, batch)
+
+    def _blaming(self, learner: Learner, batch: TaskBatch) -> AbstractContextManager[None]:
+        parts = {"batch.support": batch.support, "batch.query": batch.query}
+        return blaming(learner, self.loss_fn, parts)
+
+    def _step(self, learner: Learner, batch: TaskBatch) -> Output:
         engine = learner.check(
             batch.support, self.loss_fn, batch.query, planned_steps=self.planned_steps
         )
@@ -230,7 +240,7 @@ class TRLearner(nn.Module):
             >>> reg.relate(learner, tr.TaskBatch(support=(x, 2 * x), query=(x, 2 * x))).shape
             torch.Size([4, 4])
         """
-        with torch.no_grad(), random_state_kept(batch.query.x):
+        with torch.no_grad(), random_state_kept(batch.query.x), self._blaming(learner, batch):
             support = batch.support
             # For a look now and then, a graph does not pay.
             engine = without_graph(learner.check(support, self.loss_fn))
@@ -251,7 +261,8 @@ class TRLearner(nn.Module):
         try:
             return self._run(engine, learner, state, batch, draws)
         except NotCompilable as error:
-            if learner.engine not in SELF_CHOSEN:
+            parts = {"batch.support": batch.support, "batch.query": batch.query}
+            if learner.engine not in SELF_CHOSEN or own_mistake(learner, self.loss_fn, parts):
                 raise
             settle(learner, "batched")
             warn(f"engine={learner.engine!r} goes on with 'batched', for {error}")

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from trlearner import functional
 from trlearner.engines import compiled
+from trlearner.engines.blame import blaming
 from trlearner.engines.choose import ENGINES, TOGETHER, check_loss, check_name, choose
+from trlearner.engines.second_order import explain_backward
 from trlearner.learners.adapted import Adapted
 from trlearner.recompute import recomputed
 from trlearner.samples import Samples
@@ -131,6 +133,10 @@ class Learner(nn.Module, abc.ABC):
                 return self.adapt(samples.clone(), loss_fn, steps=steps)
         steps = self.steps if steps is None else steps
         check_steps(steps)
+        with blaming(self, loss_fn, {"batch.support": samples}):
+            return self._adapt(samples, loss_fn, steps)
+
+    def _adapt(self, samples: Samples, loss_fn: LossFn, steps: int) -> Adapted:
         engine = self.check(samples, loss_fn)
         state = self.state()
         if self.engine in compiled.NAMES and not torch.is_grad_enabled():
@@ -222,9 +228,12 @@ class GradientLearner(Learner, abc.ABC):
 
     def inner(self, state: State, loop: InnerLoop) -> Fast:
         """``loop.steps`` steps down the gradient of the support loss."""
+        features = loop.features
+        mode = self.training, features.dtype, features.device.type
 
         def move(fast: Fast, step: int) -> Fast:
             gradients = loop.gradient(fast, self.first_order)
+            explain_backward(self, mode, gradients.values())
             return {
                 name: value
                 if (g := gradients[name]) is None
