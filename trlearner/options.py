@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, get_args
 
+from trlearner.checks import check_number, check_whole
 from trlearner.consistency import Mixture, Normalize
 from trlearner.encoders.extractor import HasExtractor
 from trlearner.encoders.protocol import Encoder, HasPrototypes
@@ -36,21 +36,15 @@ def check_options(*, encoder: Encoder, **options: Any) -> None:
         ValueError: Naming the option, what it was and what it may be.
     """
     lam, queries, align = options["lam"], options["queries"], options["align"]
-    if not (isinstance(lam, (int, float)) and math.isfinite(lam) and lam >= 0):
-        raise ValueError(f"lam must be a finite number of at least 0, got {lam!r}.")
-    if not (isinstance(queries, (int, float)) and 0 < queries <= 1):
+    check_number("lam", lam, least=0)
+    if isinstance(queries, bool) or not (isinstance(queries, (int, float)) and 0 < queries <= 1):
         raise ValueError(f"queries must be a share in (0, 1], got {queries!r}.")
-    if not options["temperature"] > 0:
-        raise ValueError(f"temperature must be above 0, got {options['temperature']!r}.")
+    check_number("temperature", options["temperature"], above=0)
     for name in ("top_k", "chunk_size", "planned_steps", "memory_budget"):
-        value = options[name]
-        if name == "chunk_size" and value == "auto":
-            continue
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            auto = ", 'auto'" if name == "chunk_size" else ""
-            raise ValueError(
-                f"{name} must be a whole number of at least 1{auto} or None, got {value!r}."
-            )
+        if not (
+            name == "chunk_size" and isinstance(options[name], str) and options[name] == "auto"
+        ):
+            check_whole(name, options[name], optional=True)
     if options["memory_budget"] is not None and options["chunk_size"] != "auto":
         raise ValueError(
             f"memory_budget goes with chunk_size='auto', got chunk_size={options['chunk_size']!r}."

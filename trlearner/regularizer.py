@@ -11,8 +11,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from trlearner.batch import TaskBatch
+from trlearner.batch import TaskBatch, check_batch
 from trlearner.check_call import check_call
+from trlearner.checks import check_generator, check_loss_fn
 from trlearner.collect import Collected
 from trlearner.consistency import Mixture, Normalize, mixture_kind
 from trlearner.encoders.extractor import Extractor
@@ -31,7 +32,7 @@ from trlearner.engines.choose import (
 from trlearner.engines.graph import NotCompilable
 from trlearner.engines.tune import fastest
 from trlearner.functional import random_state, random_state_kept, set_random_state, tensors
-from trlearner.learners.protocol import Learner
+from trlearner.learners.protocol import Learner, check_learner
 from trlearner.meta_step import PREFIX, described, meta_step, relation_term, state_of_loss
 from trlearner.options import OPTIONS, Align, ChunkSize, check_options
 from trlearner.output import Draws, Output, Term
@@ -150,6 +151,8 @@ class TRLearner(nn.Module):
                 f"encoder must be a task encoder such as InputEncoder(model.features, dim=64), "
                 f"got {type(encoder).__name__}."
             )
+        check_loss_fn(loss_fn)
+        check_generator(generator)
         self.encoder = encoder
         self.generator = generator or torch.Generator().manual_seed(torch.initial_seed())
         # Of its own again, so that what the heads draw does not shift what the queries draw.
@@ -240,6 +243,8 @@ class TRLearner(nn.Module):
             >>> reg.relate(learner, tr.TaskBatch(support=(x, 2 * x), query=(x, 2 * x))).shape
             torch.Size([4, 4])
         """
+        check_learner(learner)
+        check_batch(batch)
         with torch.no_grad(), random_state_kept(batch.query.x), self._blaming(learner, batch):
             support = batch.support
             # For a look now and then, a graph does not pay.

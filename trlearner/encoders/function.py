@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trlearner.batch import TaskBatch
+from trlearner.checks import check_flag, check_whole
 from trlearner.encoders.protocol import Encoder, check_width
 from trlearner.engines import loop
 from trlearner.learners.protocol import Learner
@@ -51,8 +52,8 @@ class FunctionEncoder(Encoder):
                 f"probe must be a tensor of inputs [probes, ...], at least one, got {got}. Pass e.g. "
                 "torch.linspace(-5, 5, 20)[:, None]."
             )
-        if not isinstance(outputs, int) or outputs < 1:
-            raise ValueError(f"outputs must be a whole number of at least 1, got {outputs!r}.")
+        check_whole("outputs", outputs)
+        check_flag("detach", detach)
         self.dim = len(probe) * outputs
         self.outputs = outputs
         self.detach = detach

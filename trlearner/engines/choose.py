@@ -106,7 +106,7 @@ def check_name(name: str) -> None:
     Raises:
         ValueError: Naming those that there are.
     """
-    if name not in SELF_CHOSEN and name not in ENGINES:
+    if not isinstance(name, str) or (name not in SELF_CHOSEN and name not in ENGINES):
         raise ValueError(
             f"engine must be 'auto', 'tune' or one of {sorted(ENGINES)}, got {name!r}."
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trlearner.engines.blame import blaming
 from trlearner.rows import number
-from trlearner.samples import Samples
+from trlearner.samples import Samples, check_mask
 from trlearner.seam import Engine, TaskLearner
 from trlearner.types import Fast, State
 
@@ -78,6 +78,8 @@ class Adapted:
                 f"x must be [tasks, queries, ...] with tasks = {len(self)}, got {got}. "
                 "Each adapted model belongs to one task of the batch that it was adapted on."
             )
+        if mask is not None:
+            check_mask(mask, x)
         return x, mask
 
     def __repr__(self) -> str:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from trlearner import functional
+from trlearner.checks import check_flag, check_loss_fn, check_whole
 from trlearner.engines import compiled
 from trlearner.engines.blame import blaming
 from trlearner.engines.choose import ENGINES, TOGETHER, check_loss, check_name, choose
 from trlearner.engines.second_order import explain_backward
 from trlearner.learners.adapted import Adapted
 from trlearner.recompute import recomputed
-from trlearner.samples import Samples
+from trlearner.samples import Samples, samples_of
 from trlearner.seam import Engine, InnerLoop
 from trlearner.types import Fast, LossFn, State
 
@@ -126,7 +127,8 @@ class Learner(nn.Module, abc.ABC):
             >>> learner.adapt((x, 3 * x), nn.functional.mse_loss)(x).shape
             torch.Size([4, 10, 1])
         """
-        samples = support if isinstance(support, Samples) else Samples(*support)
+        samples = samples_of("support", support)
+        check_loss_fn(loss_fn)
         if torch.is_inference_mode_enabled():
             # Inner gradients need autograd, which tensors of inference mode refuse.
             with torch.inference_mode(False), torch.no_grad():
@@ -188,8 +190,19 @@ def check_steps(steps: int) -> None:
     Raises:
         ValueError: Naming it.
     """
-    if not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}.")
+    check_whole("steps", steps, least=0)
+
+
+def check_learner(value: object) -> None:
+    """Refuse what is no learner.
+
+    Raises:
+        TypeError: Saying how to make one.
+    """
+    if not isinstance(value, Learner):
+        raise TypeError(
+            f"learner must be a trlearner Learner such as tr.MAML(model), got {type(value).__name__}."
+        )
 
 
 class GradientLearner(Learner, abc.ABC):
@@ -215,6 +228,8 @@ class GradientLearner(Learner, abc.ABC):
         recompute: bool = False,
     ) -> None:
         super().__init__(model, steps=steps, engine=engine)
+        check_flag("first_order", first_order)
+        check_flag("recompute", recompute)
         self.first_order = first_order
         self.recompute = recompute
 
