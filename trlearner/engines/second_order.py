@@ -84,8 +84,10 @@ def explain_backward(owner: Any, mode: Hashable, roots: Iterable[Tensor | None])
         roots: Gradients, or what was computed from them.
     """
     sound = _sound.setdefault(owner, set())
+    if mode in sound:
+        return
     carrying = [root.grad_fn for root in roots if root is not None and root.requires_grad]
-    if mode in sound or not carrying:
+    if not carrying:
         return
     failing = [node for node in _below(carrying) if node.name() in FAILING]
     for node in failing:
