@@ -657,8 +657,8 @@ def test_parameters_without_a_gradient():
     cut, *others = tr.doctor(model, batch_of())
     assert (cut.layer, cut.kind) == ("cut", "fails")
     assert "no gradient of the loss reaches weight, bias" in cut.problem and ".detach()" in cut.fix
-    assert [(f.layer, f.kind) for f in others] == [("body", "note"), ("spare", "note")]
-    assert "weight, bias frozen" in others[0].problem and "never runs" in others[1].problem
+    assert [(f.layer, f.kind) for f in others] == [("spare", "note"), ("body", "note")]
+    assert "never runs" in others[0].problem and "weight, bias frozen" in others[1].problem
     learner = tr.MAML(model)
     F.mse_loss(
         learner.adapt(batch_of().support, F.mse_loss)(batch_of().query.x), batch_of().query.y
@@ -667,6 +667,15 @@ def test_parameters_without_a_gradient():
         p.grad is None or p.grad.abs().max() == 0
         for p in (*model.cut.parameters(), *model.spare.parameters())
     )
+
+
+def test_many_frozen_layers_are_one_note():
+    """As in fine-tuning by low-rank adapters, which freeze all but a few numbers."""
+    model = net(nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH))
+    model[:4].requires_grad_(False)
+    (found,) = tr.doctor(model, batch_of())
+    assert (found.layer, found.kind) == ("(model)", "note")
+    assert "60 of 65 numbers frozen in 4 layers (0, 1, 2, ...), which" in found.problem
 
 
 def test_tied_weights_are_no_obstacle():

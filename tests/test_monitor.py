@@ -419,7 +419,9 @@ def test_wrong_use_is_told() -> None:
         tr.RelationMonitor("runs/mine")
     with pytest.raises(ValueError, match="every must be a whole number of at least 1, got 0"):
         tr.RelationMonitor(Memory(), every=0)
-    with pytest.raises(ValueError, match=r"share must be in \[0, 1\], got 2"):
+    with pytest.raises(
+        ValueError, match="share must be a finite number of at least 0 and of at most 1, got 2"
+    ):
         tr.RelationMonitor(Memory(), share=2)
 
 

@@ -262,9 +262,9 @@ def test_wrong_use_is_told() -> None:
         )
     assert len(memory) == 5
     for name, value, text in (
-        ("share", 1.5, "share must be from 0"),
-        ("share", "half", "share must be from 0"),
-        ("temperature", 0.0, "temperature must be a number above 0"),
+        ("share", 1.5, "share must be a finite number of at least 0 and of at most 1"),
+        ("share", "half", "share must be a finite number of at least 0 and of at most 1"),
+        ("temperature", 0.0, "temperature must be a finite number above 0"),
         ("mixture", "both", "mixture must be one of"),
     ):
         before = getattr(memory, name)

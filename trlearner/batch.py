@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trlearner.samples import Pair, Samples, task_index
+from trlearner.checks import check_instance, shown
+from trlearner.samples import Pair, Samples, samples_of, task_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +47,9 @@ y=[4, 5, 1]))
         ids: Sequence[Hashable] | None = None,
         ways: int | None = None,
     ) -> None:
-        object.__setattr__(self, "support", _samples(support, "support", ways))
-        object.__setattr__(self, "query", _samples(query, "query", ways))
-        object.__setattr__(self, "ids", None if ids is None else tuple(ids))
+        object.__setattr__(self, "support", samples_of("support", support, ways))
+        object.__setattr__(self, "query", samples_of("query", query, ways))
+        object.__setattr__(self, "ids", _names(ids))
         if self.support.ways != self.query.ways:
             raise ValueError(
                 "support and query must have the same number of classes, got "
@@ -81,6 +82,7 @@ y=[4, 5, 1]))
             >>> TaskBatch.from_tasks([task(3), task(5)]).support
             Samples(x=[2, 5, 1], y=[2, 5, 1], real=8/10)
         """
+        _check_tasks(tasks)
         if len(tasks) == 0:
             raise ValueError("tasks must hold at least one task, got none.")
         support = _stack([support for support, _ in tasks], "support")
@@ -101,6 +103,9 @@ y=[4, 5, 1]))
             >>> len(TaskBatch.from_torchmeta({"train": pair, "test": pair}))
             4
         """
+        check_instance(
+            "batch", batch, Mapping, "torchmeta yields {'train': (x, y), 'test': (x, y)}."
+        )
         missing = {"train", "test"} - set(batch)
         if missing:
             raise ValueError(
@@ -149,20 +154,41 @@ y=[4, 5, 1]))
         )
 
 
-def _samples(value: Samples | Pair, name: str, ways: int | None) -> Samples:
-    if not isinstance(value, Samples) and not (
-        isinstance(value, (tuple, list)) and len(value) == 2
-    ):
+def check_batch(value: object, name: str = "batch") -> None:
+    """Refuse what is no batch of tasks.
+
+    Raises:
+        TypeError: Saying how to make one.
+    """
+    if not isinstance(value, TaskBatch):
         raise TypeError(
-            f"{name} must be a pair (x, y) of tensors [tasks, samples, ...], or Samples, "
-            f"got {type(value).__name__}."
+            f"{name} must be a TaskBatch, got {type(value).__name__}. Build one with "
+            "tr.TaskBatch(support=(xs, ys), query=(xq, yq))."
         )
+
+
+def _names(ids: Sequence[Hashable] | None) -> tuple[Hashable, ...] | None:
+    if ids is None:
+        return None
     try:
-        if isinstance(value, Samples):
-            return value if ways in (None, value.ways) else replace(value, ways=ways)
-        return Samples(value[0], value[1], ways=ways)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from None
+        names = tuple(ids)
+        hash(names)
+    except TypeError:
+        raise TypeError(f"ids must be a sequence of hashable names, got {shown(ids)}.") from None
+    return names
+
+
+def _check_tasks(tasks: Any) -> None:
+    if not isinstance(tasks, Sequence) or isinstance(tasks, str):
+        raise TypeError(f"tasks must be a list of (support, query) pairs, got {shown(tasks)}.")
+    for i, task in enumerate(tasks):
+        if not isinstance(task, (tuple, list)) or len(task) != 2:
+            raise TypeError(
+                f"task {i} of tasks must be a pair (support, query), got {shown(task)}."
+            )
+        for name, part in zip(("support", "query"), task, strict=True):
+            if not isinstance(part, (tuple, list)) or len(part) != 2:
+                raise TypeError(f"task {i}: {name} must be a pair (x, y), got {shown(part)}.")
 
 
 def _check_batch(batch: TaskBatch) -> None:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from trlearner.asked import Asked, Predict, without_gradient
 from trlearner.batch import TaskBatch
+from trlearner.checks import check_flag, check_function, check_instance, check_pair, check_whole
 from trlearner.encoders.protocol import Encoder
 from trlearner.encoders.update import UpdateEncoder
+from trlearner.engines.second_order import explain_backward
 from trlearner.late_binding import bindings, rebound, same
 from trlearner.learners.protocol import Learner
 from trlearner.loss import task_loss
@@ -62,6 +64,8 @@ class Collected:
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")
+        check_flag("together", together)
+        check_whole("ways", ways, optional=True)
         self.regularizer = regularizer
         self.reduction = reduction
         self.together = together
@@ -108,6 +112,8 @@ class Collected:
             raise TypeError(
                 f"predict must be a callable from inputs to predictions, got {type(predict).__name__}."
             )
+        check_pair("support", support)
+        check_pair("query", query)
         if any(same(predict, model) for model in self._models):
             raise ValueError(
                 "predict is the very model of a task that was added before: the same code reads the same "
@@ -150,6 +156,12 @@ class Collected:
             id: As in `add`.
             model: Whose buffers (running statistics) are to be as one call of `adapt` leaves them.
         """
+        check_function("adapt", adapt, "(support) -> adapted parameters")
+        check_function("predict", predict, "(adapted parameters, x) -> predictions")
+        check_pair("support", support)
+        check_instance(
+            "model", model, nn.Module, "Its buffers are kept; leave it out.", optional=True
+        )
         self.add(cut(adapt, predict, support, model), support=support, query=query, id=id)
 
     def backward(self, loss_fn: LossFn | None = None, scale: float | Tensor = 1.0) -> Tensor:
@@ -264,6 +276,7 @@ class Collected:
             return self._nothing()
         asked = Asked(self._models, self.together)
         self.term = regularizer.term_of(asked, asked.asking(), batch)
+        explain_backward(regularizer, "collected", [self.term.loss])
         scale = len(batch) if self.reduction == "sum" else 1
         return regularizer.lam * scale * self.term.loss
 

@@ -52,7 +52,7 @@ def check_name(model: nn.Module, head: str) -> None:
         ValueError: Naming what is wrong.
     """
     modules = dict(model.named_modules())
-    if head not in modules or head == "":
+    if not isinstance(head, str) or head not in modules or head == "":
         raise ValueError(
             f"head must name a part of the model, got {head!r}; there are "
             f"{sorted(name for name in modules if name)}."

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from trlearner.batch import TaskBatch
+from trlearner.checks import check_loss_fn, check_number, check_whole
 from trlearner.consistency import Mixture, mix, mixture_kind
 from trlearner.engines.choose import without_graph
 from trlearner.learners.adapted import Adapted
-from trlearner.learners.protocol import Learner
+from trlearner.learners.protocol import Learner, check_learner
 from trlearner.memory_state import check_state
 from trlearner.rows import part_of
-from trlearner.samples import Samples
+from trlearner.samples import Samples, samples_of
 from trlearner.seam import Engine
 from trlearner.types import Fast, LossFn
 from trlearner.warn import warn
@@ -83,14 +84,10 @@ class TaskMemory:
         top_k: int = 30,
         chunk_size: int = 64,
     ) -> None:
-        if not isinstance(learner, Learner):
-            raise TypeError(
-                f"learner must be a trlearner Learner such as tr.MAML(model), got "
-                f"{type(learner).__name__}."
-            )
+        check_learner(learner)
+        check_loss_fn(loss_fn)
         for name, value in (("top_k", top_k), ("chunk_size", chunk_size)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+            check_whole(name, value)
         self.learner = learner
         self.loss_fn = loss_fn
         self.share = share
@@ -112,10 +109,8 @@ class TaskMemory:
             ValueError: Naming it, what it was and what it may be.
         """
         share, temperature = self.share, self.temperature
-        if not (isinstance(share, (int, float)) and 0 <= share <= 1):
-            raise ValueError(f"share must be from 0 (own model only) to 1, got {share!r}.")
-        if not (isinstance(temperature, (int, float)) and temperature > 0):
-            raise ValueError(f"temperature must be a number above 0, got {temperature!r}.")
+        check_number("share", share, least=0, most=1)
+        check_number("temperature", temperature, above=0)
         if self.mixture not in get_args(Mixture):
             raise ValueError(f"mixture must be one of {get_args(Mixture)}, got {self.mixture!r}.")
 
@@ -173,7 +168,7 @@ class TaskMemory:
             raise ValueError(
                 f"loss_fn must be the one that the memory was made with, {self.loss_fn}, got {loss_fn}."
             )
-        samples = support if isinstance(support, Samples) else Samples(*support)
+        samples = samples_of("support", support)
         own = self.learner.adapt(samples, self.loss_fn, steps=steps)
         if self.share == 0:
             nobody = samples.x.new_zeros(len(samples), 0)
@@ -419,7 +414,7 @@ def _known(tasks: TaskBatch | Samples | tuple[Tensor, Tensor]) -> Samples:
     if isinstance(tasks, Samples):
         return tasks
     if not isinstance(tasks, TaskBatch):
-        return Samples(*tasks)
+        return samples_of("tasks", tasks)
     s, q = tasks.support, tasks.query
     mask = None
     if s.mask is not None or q.mask is not None:

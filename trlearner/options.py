@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, get_args
 
-from trlearner.consistency import Mixture, Normalize, check_temperature, check_top_k
+from trlearner.checks import check_number, check_whole
+from trlearner.consistency import Mixture, Normalize, check_temperature
 from trlearner.encoders.extractor import HasExtractor
 from trlearner.encoders.protocol import Encoder, HasPrototypes
 
@@ -36,22 +36,15 @@ def check_options(*, encoder: Encoder, **options: Any) -> None:
         ValueError: Naming the option, what it was and what it may be.
     """
     lam, queries, align = options["lam"], options["queries"], options["align"]
-    if not (isinstance(lam, (int, float)) and math.isfinite(lam) and lam >= 0):
-        raise ValueError(f"lam must be a finite number of at least 0, got {lam!r}.")
-    if not (isinstance(queries, (int, float)) and 0 < queries <= 1):
+    check_number("lam", lam, least=0)
+    if isinstance(queries, bool) or not (isinstance(queries, (int, float)) and 0 < queries <= 1):
         raise ValueError(f"queries must be a share in (0, 1], got {queries!r}.")
     check_temperature(options["temperature"])
-    check_top_k(options["top_k"])
-    for name in ("chunk_size", "planned_steps", "memory_budget"):
-        value = options[name]
-        if name == "chunk_size" and value == "auto":
-            continue
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and not (whole and value >= 1):
-            auto = ", 'auto'" if name == "chunk_size" else ""
-            raise ValueError(
-                f"{name} must be a whole number of at least 1{auto} or None, got {value!r}."
-            )
+    for name in ("top_k", "chunk_size", "planned_steps", "memory_budget"):
+        if not (
+            name == "chunk_size" and isinstance(options[name], str) and options[name] == "auto"
+        ):
+            check_whole(name, options[name], optional=True)
     if options["memory_budget"] is not None and options["chunk_size"] != "auto":
         raise ValueError(
             f"memory_budget goes with chunk_size='auto', got chunk_size={options['chunk_size']!r}."

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from trlearner import asked, collect
-from trlearner.batch import TaskBatch
+from trlearner.batch import TaskBatch, check_batch
+from trlearner.checks import check_function
 from trlearner.functional import per_task
 from trlearner.loss import task_loss
 from trlearner.output import Output
@@ -39,12 +40,14 @@ class Regularized:
     """
 
     def __init__(self, regularizer: Regularizer, adapt: Adapt) -> None:
+        check_function("adapt", adapt, "(support) -> adapted model")
         self.regularizer = regularizer
         self.adapt = adapt
         functools.update_wrapper(self, adapt)
 
     def __call__(self, batch: TaskBatch) -> Output:
         """Adapts to every task and adds the relation term: ready for ``out.loss.backward()``."""
+        check_batch(batch)
         reg = self.regularizer
         tasks, losses, answers = reg.collect(ways=batch.ways), list[Tensor](), list[Any]()
         for i in range(len(batch)):

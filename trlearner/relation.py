@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trlearner.checks import check_generator, check_number, check_tensor, check_whole
 from trlearner.warn import warn
 
 EPSILON = 1e-6
@@ -34,6 +35,8 @@ def relation_matrix(
         tensor([[1.0000, 0.7071],
                 [0.7071, 1.0000]])
     """
+    check_tensor("embeddings", embeddings, "tasks, dim")
+    check_tensor("weight", weight, "heads, dim")
     return head_relations(embeddings, weight).mean(0)
 
 
@@ -85,13 +88,14 @@ class TaskRelation(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("heads", heads)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+            check_whole(name, value)
         if dim == 1:
             warn(
                 "dim must be at least 2 to tell tasks apart, got 1: the cosine of two numbers is 1 or -1, "
                 "so the relations learn nothing. Give the encoder a larger dim."
             )
+        check_number("noise", noise, least=0)
+        check_generator(generator)
         if generator is None:
             generator = torch.Generator().manual_seed(0)
         self.weight = nn.Parameter(1 + noise * torch.randn(heads, dim, generator=generator))

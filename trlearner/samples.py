@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trlearner.checks import check_whole, shown
 from trlearner.functional import take
 
 Pair = tuple[Tensor, Tensor]
@@ -49,10 +50,7 @@ class Samples:
         if self.mask is not None:
             object.__setattr__(self, "x", _fill(self.x, self.mask))
             object.__setattr__(self, "y", _fill(self.y, self.mask))
-        if self.ways is not None and not (isinstance(self.ways, int) and self.ways >= 1):
-            raise ValueError(
-                f"ways must be a whole number of at least 1, or None, got {self.ways!r}."
-            )
+        check_whole("ways", self.ways, optional=True)
         if self.ways is not None and self.y.is_floating_point():
             raise ValueError(
                 f"ways={self.ways} is for class labels, but the targets are {self.y.dtype}. "
@@ -154,13 +152,7 @@ def _check_shapes(x: Tensor, y: Tensor, mask: Tensor | None) -> None:
         raise ValueError(f"every task needs at least one sample, got x of shape {list(x.shape)}.")
     if mask is None:
         return
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"mask must be a tensor, got {type(mask).__name__}. Convert it first.")
-    if mask.shape != x.shape[:2] or mask.dtype != torch.bool:
-        raise ValueError(
-            f"mask must be a bool tensor [tasks, samples] = {list(x.shape[:2])}, "
-            f"got {mask.dtype} {list(mask.shape)}."
-        )
+    check_mask(mask, x)
     if mask.device.type != "cpu":  # to look at it would be to wait for it
         return
     empty = (~mask.any(1)).nonzero().flatten().tolist()
@@ -168,6 +160,22 @@ def _check_shapes(x: Tensor, y: Tensor, mask: Tensor | None) -> None:
         raise ValueError(
             f"every task needs at least one real sample, but mask is all false for tasks {empty}. "
             "Leave these tasks out of the batch."
+        )
+
+
+def check_mask(mask: Tensor, x: Tensor) -> None:
+    """Refuse what is no mask of inputs ``[tasks, samples, ...]``.
+
+    Raises:
+        TypeError: It is no tensor.
+        ValueError: It has another shape or type.
+    """
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a tensor, got {type(mask).__name__}. Convert it first.")
+    if mask.shape != x.shape[:2] or mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask must be a bool tensor [tasks, samples] = {list(x.shape[:2])}, "
+            f"got {mask.dtype} {list(mask.shape)}."
         )
 
 
@@ -190,6 +198,27 @@ def _check_values(x: Tensor, y: Tensor, ways: int | None) -> None:
 def _fill(t: Tensor, mask: Tensor) -> Tensor:
     first = t[torch.arange(len(t), device=t.device), mask.int().argmax(1)].unsqueeze(1)
     return torch.where(mask.reshape(*mask.shape, *[1] * (t.ndim - 2)), t, first)
+
+
+def samples_of(name: str, value: Samples | Pair, ways: int | None = None) -> Samples:
+    """`Samples` of what was given for them: these themselves, or a pair.
+
+    Raises:
+        TypeError: Naming the argument.
+        ValueError: Naming the argument and what does not fit.
+    """
+    if not isinstance(value, Samples) and not (
+        isinstance(value, (tuple, list)) and len(value) == 2
+    ):
+        raise TypeError(
+            f"{name} must be a pair (x, y) of tensors [tasks, samples, ...], or Samples, got {shown(value)}."
+        )
+    try:
+        if isinstance(value, Samples):
+            return value if ways in (None, value.ways) else replace(value, ways=ways)
+        return Samples(value[0], value[1], ways=ways)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
 
 
 def task_index(tasks: slice | Tensor | Sequence[int]) -> slice | Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trlearner.batch import TaskBatch
+from trlearner.checks import check_flag
 from trlearner.distributed.check import (
     check_ddp,
     check_launch,
@@ -72,6 +73,7 @@ class MetaStep(nn.Module):
     ) -> None:
         super().__init__()
         check_parts(learner, regularizer)
+        check_flag("check", check)
         if reduction not in ("auto", "mean", "sum"):
             raise ValueError(f"reduction must be 'auto', 'mean' or 'sum', got {reduction!r}.")
         self.learner = learner

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from trlearner.doctor.finding import EVERY, TOGETHER, Finding, Kind
+from trlearner.engines.second_order import ONCE
 
 IN_PLACE = r"modified by an inplace operation|leaf Variable that requires grad"
 ONE_BY_ONE = "or leave it: engine='auto' runs one task at a time ('loop')"
@@ -21,27 +22,11 @@ class Explanation:
 
 
 KNOWN = (
-    Explanation(
-        r"derivative for .*(?:scaled_dot_product|flash_attention|efficient_attention)",
-        "uses a fused attention kernel, which has no second derivative.",
-        "put `with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):` around the "
-        "step and its backward(), or use first_order=True.",
-    ),
+    *(Explanation(once.error, once.problem, once.fix) for once in ONCE),
     Explanation(
         r"derivative for .*(?:_transformer_encoder_layer_fwd|_native_multi_head_attention)",
         "takes the fast path of evaluation mode under torch.vmap, which has no derivative.",
         f"call torch.backends.mha.set_fastpath_enabled(False), {ONE_BY_ONE}.",
-    ),
-    Explanation(
-        r"derivative for .*cudnn_rnn|cudnn RNN backward can only",
-        "runs on cuDNN, whose recurrent layers have no second derivative (and in evaluation mode no first).",
-        "put `with torch.backends.cudnn.flags(enabled=False):` around the step and its backward(), "
-        "or use first_order=True.",
-    ),
-    Explanation(
-        r"derivative for .*_cdist",
-        "calls torch.cdist, whose kernel for at most 25 rows has no second derivative.",
-        'pass compute_mode="use_mm_for_euclid_dist", or use first_order=True.',
     ),
     Explanation(
         r"derivative for .*_embedding_bag",

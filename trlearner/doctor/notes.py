@@ -139,6 +139,7 @@ def of_parameters(
         reached: The ids of parameters with a gradient; ``None`` where it is not known.
     """
     told: set[int] = set()
+    frozen: dict[str, tuple[str, list[str], int]] = {}
     for m in model.modules():
         parts = {id(p) for p in m.parameters()}
         used = any(part in ran for part in m.modules())
@@ -152,20 +153,37 @@ def of_parameters(
             )
         own = {n: p for n, p in m.named_parameters(recurse=False) if id(p) not in told}
         told |= {id(p) for p in own.values()}
+        held = [n for n, p in own.items() if not p.requires_grad]
+        if held:
+            numbers = sum(own[n].numel() for n in held)
+            frozen[name(m)] = type(m).__name__, held, numbers
         yield from _of_own(name(m), type(m).__name__, own, reached)
+    if frozen:
+        yield _of_frozen(model, frozen)
+
+
+def _of_frozen(model: nn.Module, frozen: dict[str, tuple[str, list[str], int]]) -> Finding:
+    """One note for all layers that hold frozen parameters: in fine-tuning that is nearly every layer."""
+    names = list(frozen)
+    kind, held, numbers = frozen[names[0]]
+    problem = f"{kind} has {', '.join(held)} frozen"
+    if len(names) > 1:
+        numbers = sum(count for _, _, count in frozen.values())
+        total = sum(p.numel() for p in model.parameters())
+        some = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+        problem = f"{type(model).__name__} has {numbers:,} of {total:,} numbers frozen in {len(names)} layers"
+        problem += f" ({some})"
+    return Finding(
+        names[0] if len(names) == 1 else "(model)",
+        "note",
+        f"{problem}, which neither adapt nor learn.",
+        "call .requires_grad_() on them, if they should.",
+    )
 
 
 def _of_own(
     layer: str, kind: str, own: dict[str, nn.Parameter], reached: Collection[int] | None
 ) -> Iterator[Finding]:
-    frozen = [n for n, p in own.items() if not p.requires_grad]
-    if frozen:
-        yield Finding(
-            layer,
-            "note",
-            f"{kind} has {', '.join(frozen)} frozen, which neither adapt nor learn.",
-            "call .requires_grad_() on them, if they should.",
-        )
     cut = [n for n, p in own.items() if p.requires_grad and id(p) not in (reached or ())]
     if cut and reached is not None:
         yield Finding(

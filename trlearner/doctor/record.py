@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map
 
+from trlearner.doctor.held import rebuilt, tensors_held, unchained
+
 Signature = tuple[tuple[int, ...], ...]
 
 
@@ -22,7 +24,8 @@ class Call:
     """What a module was given and what it returned.
 
     Attributes:
-        leaves: Its arguments, flattened; tensors as they were before the call.
+        leaves: Its arguments, flattened; tensors as they were before the call. Behind them, the tensors that
+            arguments of other kinds hold.
         spec: How to put them together again.
         learned: For each leaf, whether it carried a gradient.
         own: For each leaf, whether it differs from task to task.
@@ -139,9 +142,15 @@ class Recorder:
             parent.children.append(node)
         given = tensors_in((args, kwargs))
         leaves, spec = tree_flatten((args, kwargs))
-        learned = [isinstance(t, Tensor) and t.requires_grad for t in leaves]
-        own = [isinstance(t, Tensor) and self._lineage.knows(t) for t in leaves]
-        leaves = [t.detach().clone() if isinstance(t, Tensor) else t for t in leaves]
+        hidden = [t for leaf in leaves if not isinstance(leaf, Tensor) for t in tensors_held(leaf)]
+        learned = [isinstance(t, Tensor) and t.requires_grad for t in (*leaves, *hidden)]
+        own = [isinstance(t, Tensor) and self._lineage.knows(t) for t in (*leaves, *hidden)]
+        copies = {id(t): t.detach().clone() for t in hidden}
+        leaves = [
+            t.detach().clone() if isinstance(t, Tensor) else rebuilt(t, copies) for t in leaves
+        ]
+        shapes = signature(leaves)
+        leaves += [copies[id(t)] for t in hidden]
         buffers = dict(module._buffers)
         self._stack.append((node, {_storage(t) for t in given}))
         try:
@@ -155,8 +164,8 @@ class Recorder:
         for name, value in module._buffers.items():
             if value is not buffers.get(name):
                 self._note(Write(node, "buffer", name))
-        kept = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output)
-        node.calls.setdefault(signature(leaves), Call(leaves, spec, learned, own, kept))
+        kept = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else unchained(t), output)
+        node.calls.setdefault(shapes, Call(leaves, spec, learned, own, kept))
         node.adapts |= self.adapting
         node.complete = True
         return output

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_unflatten
 
+from trlearner.doctor.held import rebuilt
 from trlearner.doctor.record import Call, Node, kept, replaced, signature, tensors_in
 from trlearner.engines import batched, loop
 from trlearner.engines.embedding import PaddedEmbeddings, concerns
@@ -219,6 +220,10 @@ def _call(module: nn.Module, names: list[str], call: Call) -> Function:
         # In a model inputs are no leaves, so that a layer may overwrite them.
         inputs = iter([t.clone() for t in values[len(names) :]])
         leaves = [next(inputs) if isinstance(leaf, Tensor) else leaf for leaf in call.leaves]
+        visible = call.spec.num_leaves
+        # A cache, say, is written into: each call gets one as it was before.
+        now = {id(t): new for t, new in zip(call.leaves, leaves, strict=True) if t is not new}
+        leaves = [t if isinstance(t, Tensor) else rebuilt(t, now) for t in leaves[:visible]]
         args, kwargs = tree_unflatten(leaves, call.spec)
         with discarded_statistics(module):
             output = torch.func.functional_call(module, state, args, kwargs)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trlearner.batch import TaskBatch
+from trlearner.checks import check_flag, check_whole
 from trlearner.encoders.protocol import Encoder, check_width
 from trlearner.engines import loop
 from trlearner.functional import pure_call, random_state_kept
@@ -59,8 +60,8 @@ class FunctionEncoder(Encoder):
             raise ValueError(
                 f"probe must be finite, got NaN or infinity in the probes {bad}. Leave them out."
             )
-        if not isinstance(outputs, int) or outputs < 1:
-            raise ValueError(f"outputs must be a whole number of at least 1, got {outputs!r}.")
+        check_whole("outputs", outputs)
+        check_flag("detach", detach)
         self.dim = len(probe) * outputs
         self.outputs = outputs
         self.detach = detach

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trlearner.batch import TaskBatch
+from trlearner.checks import check_flag, check_whole
 from trlearner.encoders.extractor import Extractor
 from trlearner.encoders.protocol import Encoder, check_width
 from trlearner.learners.protocol import Learner
@@ -46,6 +47,8 @@ class InputEncoder(Encoder):
         super().__init__()
         if metadata not in ("support", "all"):
             raise ValueError(f"metadata must be 'support' or 'all', got {metadata!r}.")
+        check_whole("dim", dim)
+        check_flag("detach", detach)
         self.dim = dim
         self.extractor = Extractor(extractor, borrowed)
         self.metadata = metadata

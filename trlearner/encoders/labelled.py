@@ -8,6 +8,7 @@ from torch.nn.functional import gelu, linear
 from torch.nn.parameter import UninitializedParameter
 
 from trlearner.batch import TaskBatch
+from trlearner.checks import check_flag, check_whole
 from trlearner.encoders.extractor import Extractor
 from trlearner.encoders.protocol import PREFIX, Encoder, check_width
 from trlearner.functional import random_state_kept, tensors
@@ -50,6 +51,11 @@ class LabelledEncoder(Encoder):
         borrowed: bool = False,
     ) -> None:
         super().__init__()
+        for name, value in (("dim", dim), ("hidden", hidden)):
+            check_whole(name, value)
+        for name, width in (("features", features), ("targets", targets)):
+            check_whole(name, width, optional=True)
+        check_flag("detach", detach)
         self.dim = dim
         self.extractor = Extractor(extractor, borrowed)
         self.detach = detach

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trlearner.batch import TaskBatch
+from trlearner.checks import check_flag, check_whole
 from trlearner.encoders.protocol import Encoder
 from trlearner.learners.protocol import Learner
 from trlearner.seam import GradientTaskLearner
@@ -49,10 +50,9 @@ class UpdateEncoder(Encoder):
 
     def __init__(self, dim: int, seed: int = 0, detach: bool = False) -> None:
         super().__init__()
-        if not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"dim must be a whole number of at least 1, got {dim!r}.")
-        if not isinstance(seed, int):
-            raise ValueError(f"seed must be a whole number, got {seed!r}.")
+        check_whole("dim", dim)
+        check_whole("seed", seed, least=None)
+        check_flag("detach", detach)
         self.dim = dim
         self.seed = seed
         self.detach = detach

@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from trlearner.engines import batched, channels_last, compiled, higher, loop
+from trlearner.engines.blame import own_mistake
 from trlearner.functional import random_state_kept
 from trlearner.loss import check_decomposes
 from trlearner.samples import Samples
@@ -105,7 +106,7 @@ def check_name(name: str) -> None:
     Raises:
         ValueError: Naming those that there are.
     """
-    if name not in SELF_CHOSEN and name not in ENGINES:
+    if not isinstance(name, str) or (name not in SELF_CHOSEN and name not in ENGINES):
         raise ValueError(
             f"engine must be 'auto', 'tune' or one of {sorted(ENGINES)}, got {name!r}."
         )
@@ -228,10 +229,12 @@ def _try(name: str, learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> 
     try:
         _trial(learner, samples[:2], loss_fn, ENGINES[name], steps=1)
     except (RuntimeError, NotImplementedError) as error:
-        # Either the engine cannot run the model, or the loop will raise the same where it is understood.
+        mistake = own_mistake(learner, loss_fn, {"batch.support": samples})
+        if mistake is not None:
+            raise mistake from error
         warn(
-            f"engine='auto' runs this learner with 'loop', for {name!r} failed: {error}. Pass "
-            "engine='loop' to silence this."
+            f"engine='auto' runs this learner with 'loop', for {name!r} failed: "
+            f"{str(error).rstrip(' .')}. Pass engine='loop' to silence this."
         )
         return False
     return True

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trlearner.engines import loop
+from trlearner.engines.second_order import explain_backward
 from trlearner.loss import task_loss
 from trlearner.rows import Rows
 from trlearner.samples import Samples
@@ -86,6 +87,8 @@ def _adapt_task(
                 grad_callback=_detach if learner.first_order else None,
             )
         moved = list(model.parameters())
+    if graph:
+        explain_backward(learner, ("higher", features.dtype, features.device.type), moved)
     return dict(zip(start, moved, strict=True))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from trlearner.engines.blame import blaming
 from trlearner.rows import number
-from trlearner.samples import Samples
+from trlearner.samples import Samples, check_mask
 from trlearner.seam import Engine, TaskLearner
 from trlearner.types import Fast, State
 
@@ -44,8 +46,10 @@ class Adapted:
         Returns:
             Predictions ``[tasks, queries, *outputs]``.
         """
-        features, mask = self._embed(x, mask)
-        return self.runner.predict(self.learner, self.state, self.fast, features, mask)
+        x, mask = self._checked(x, mask)
+        with self._blaming(x):
+            features = self.runner.embed(self.learner, self.state, x, mask)
+            return self.runner.predict(self.learner, self.state, self.fast, features, mask)
 
     def cross(self, x: Tensor | Samples, mask: Tensor | None = None) -> Tensor:
         """Every model on every task's inputs ``[tasks, queries, ...]``.
@@ -57,10 +61,15 @@ class Adapted:
         Returns:
             Predictions ``[models, tasks, queries, *outputs]``.
         """
-        features, mask = self._embed(x, mask)
-        return self.runner.cross(self.learner, self.state, self.fast, features, mask, None)
+        x, mask = self._checked(x, mask)
+        with self._blaming(x):
+            features = self.runner.embed(self.learner, self.state, x, mask)
+            return self.runner.cross(self.learner, self.state, self.fast, features, mask, None)
 
-    def _embed(self, x: Tensor | Samples, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _blaming(self, x: Tensor) -> AbstractContextManager[None]:
+        return blaming(self.learner, None, {"batch.query": Samples.unchecked(x, x, None, None)})
+
+    def _checked(self, x: Tensor | Samples, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if isinstance(x, Samples):
             mask, x = x.mask, x.x
         if not isinstance(x, torch.Tensor) or x.ndim < 2 or len(x) != len(self):
@@ -69,7 +78,9 @@ class Adapted:
                 f"x must be [tasks, queries, ...] with tasks = {len(self)}, got {got}. "
                 "Each adapted model belongs to one task of the batch that it was adapted on."
             )
-        return self.runner.embed(self.learner, self.state, x, mask), mask
+        if mask is not None:
+            check_mask(mask, x)
+        return x, mask
 
     def __repr__(self) -> str:
         return f"Adapted(tasks={len(self)}, engine={self.engine!r})"

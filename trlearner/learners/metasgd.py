@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from trlearner.checks import check_flag
 from trlearner.learners.protocol import MODEL, GradientLearner
 from trlearner.learners.rates import Rate, check_rates, rate_at
 from trlearner.types import Fast, State
@@ -53,6 +54,7 @@ class MetaSGD(GradientLearner):
         )
         if per not in ("element", "layer"):
             raise ValueError(f"per must be 'element' or 'layer', got {per!r}.")
+        check_flag("per_step", per_step)
         check_rates(lr, [name for name, _ in model.named_parameters()])
         self.per_step = per_step
         self.rates = nn.ParameterDict()

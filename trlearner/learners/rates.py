@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trlearner.checks import shown
 
 Rate = float | Sequence[float] | Mapping[str, float | Sequence[float]]
 """One rate, one a step, or either by the beginning of a parameter's name."""
@@ -29,6 +32,10 @@ def check_rates(rate: Rate, names: Sequence[str]) -> None:
     Raises:
         ValueError: Naming the parameter or the value.
     """
+    if not isinstance(rate, (int, float, Sequence, Mapping)) or isinstance(rate, (bool, str)):
+        raise ValueError(
+            f"lr must be a number, one a step, or a mapping to these, got {shown(rate)}."
+        )
     if isinstance(rate, Mapping):
         left = [n for n in names if not any(_below(n, key) for key in rate)]
         if left:
@@ -43,8 +50,13 @@ def check_rates(rate: Rate, names: Sequence[str]) -> None:
             )
     for value in rate.values() if isinstance(rate, Mapping) else [rate]:
         numbers = value if isinstance(value, Sequence) else [value]
-        if not numbers or not all(math.isfinite(v) and v >= 0 for v in numbers):
+        if not numbers or not all(_is_rate(v) for v in numbers):
             raise ValueError(f"lr must be finite and at least 0, got {value!r}.")
+
+
+def _is_rate(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 0
 
 
 def _below(name: str, key: str) -> bool:

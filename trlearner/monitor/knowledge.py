@@ -9,8 +9,20 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from trlearner.checks import shown
+
 Value = TypeVar("Value")
 Known = Callable[[Hashable], Value] | Mapping[Hashable, Value]
+
+
+def check_known(name: str, value: object) -> None:
+    """Refuse what says nothing of an id.
+
+    Raises:
+        TypeError: Naming the argument.
+    """
+    if not (value is None or callable(value) or isinstance(value, Mapping)):
+        raise TypeError(f"{name} must be a function of an id or a mapping, got {shown(value)}.")
 
 
 @dataclass(frozen=True)

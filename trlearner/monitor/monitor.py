@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trlearner.batch import TaskBatch
+from trlearner.checks import check_function, check_number, check_whole
 from trlearner.learners.protocol import Learner
 from trlearner.monitor import pictures, scalars
 from trlearner.monitor.fetch import fetch
 from trlearner.monitor.gradients import products
 from trlearner.monitor.history import LIMIT, History
-from trlearner.monitor.knowledge import Knowledge, Known
+from trlearner.monitor.knowledge import Knowledge, Known, check_known
 from trlearner.monitor.settings import describe, write_hparams
 from trlearner.monitor.throttle import Throttle
 from trlearner.output import Output, Term
@@ -102,10 +103,11 @@ class RelationMonitor:
                 f"writer must have add_scalar and add_image, got {type(writer).__name__}. Use "
                 "torch.utils.tensorboard.SummaryWriter(folder)."
             )
-        if not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a whole number of at least 1, got {every!r}.")
-        if not 0 <= share <= 1:
-            raise ValueError(f"share must be in [0, 1], got {share!r}.")
+        check_whole("every", every)
+        check_number("share", share, least=0, most=1)
+        check_known("names", names)
+        check_known("families", families)
+        check_function("similarity", similarity, "(ids) -> [tasks, tasks]", optional=True)
         self.writer: Any = writer
         self.every = every
         self.step = 0

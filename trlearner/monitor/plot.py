@@ -10,6 +10,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from trlearner.checks import check_flag, check_instance, check_whole
+from trlearner.checks import shown as as_shown
 from trlearner.monitor.heatmap import heatmap
 from trlearner.monitor.order import clustered
 
@@ -39,10 +41,19 @@ def plot_relations(
         >>> plot_relations(torch.eye(3), names=["sine", "line", "saw"]).mode
         'RGB'
     """
+    check_flag("cluster", cluster)
+    check_whole("scale", scale)
+    check_instance("title", title, str, "It is written above the picture.")
+    if not isinstance(relations, Tensor):
+        raise TypeError(
+            f"relations must be a tensor [tasks, tasks], got {as_shown(relations)}. Take out.relations."
+        )
     if relations.ndim != 2 or len(relations) != relations.shape[1] or not len(relations):
         raise ValueError(
             f"relations must be [tasks, tasks], got {tuple(relations.shape)}. Take out.relations."
         )
+    if not (names is None or isinstance(names, Sequence)):
+        raise TypeError(f"names must be a sequence, one name a task, got {as_shown(names)}.")
     if names is not None and len(names) != len(relations):
         raise ValueError(f"names must name all {len(relations)} tasks, got {len(names)}.")
     m = relations.detach().double().cpu().numpy()

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trlearner.batch import TaskBatch
+from trlearner.batch import TaskBatch, check_batch
+from trlearner.checks import check_flag, check_function, check_whole
 from trlearner.encoders.extractor import Extractor
-from trlearner.learners.protocol import Learner
+from trlearner.learners.protocol import Learner, check_learner
 from trlearner.sampler.check import check_ranges
 from trlearner.sampler.look import convolves
 from trlearner.sampler.looker import Looker
@@ -97,6 +98,9 @@ class AdaptiveTaskSampler(TaskSampler):
         )
         check_scores(scores)
         check_ranges(every, share, decay, lr)
+        check_whole("hidden", hidden)
+        if not isinstance(held_out, TaskBatch):
+            check_function("held_out", held_out, "() -> TaskBatch, or such a batch", optional=True)
         self.scores, self.every, self.share = tuple(scores), every, share
         self.held_out = held_out
         borrowed = None if extractor is None else Extractor(extractor, borrowed=True)
@@ -122,6 +126,9 @@ class AdaptiveTaskSampler(TaskSampler):
         Raises:
             ValueError: The batch's ids are unknown, or there is no gradient to reuse.
         """
+        check_learner(learner)
+        check_batch(batch)
+        check_flag("reuse", reuse)
         self.settle()
         if self._marked is not None:
             reuses = reuse and self.held_out is None

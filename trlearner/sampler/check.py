@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+from trlearner.checks import check_number, check_whole, shown
+
 
 def check_settings(warmup: int, floor: float, batches: int | None) -> None:
     """Refuse settings that make no sense.
@@ -11,27 +13,13 @@ def check_settings(warmup: int, floor: float, batches: int | None) -> None:
     Raises:
         ValueError: Naming the argument, what it was and what it may be.
     """
-    if not isinstance(warmup, int) or warmup < 0:
-        raise ValueError(f"warmup must be a whole number of at least 0, got {warmup!r}.")
-    if not (isinstance(floor, (int, float)) and 0 < floor <= 1):
+    check_whole("warmup", warmup, least=0)
+    if isinstance(floor, bool) or not (isinstance(floor, (int, float)) and 0 < floor <= 1):
         raise ValueError(
             f"floor must be a share in (0, 1], got {floor!r}. It keeps every task within reach; 1 is "
             "uniform."
         )
-    at_least_one("batches", batches, optional=True)
-
-
-def at_least_one(name: str, value: int | None, optional: bool = False) -> None:
-    """Refuse what is no positive whole number.
-
-    Raises:
-        ValueError: Naming the argument.
-    """
-    if value is None and optional:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        also = ", or None" if optional else ""
-        raise ValueError(f"{name} must be a whole number of at least 1{also}, got {value!r}.")
+    check_whole("batches", batches, optional=True)
 
 
 def check_tasks(task_ids: Sequence[Hashable] | None, batch_size: int | None) -> None:
@@ -40,10 +28,16 @@ def check_tasks(task_ids: Sequence[Hashable] | None, batch_size: int | None) -> 
     Raises:
         ValueError: Naming what does not fit.
     """
-    at_least_one("batch_size", batch_size, optional=task_ids is None)
+    check_whole("batch_size", batch_size, optional=task_ids is None)
     if task_ids is None:
         return
-    if len(set(task_ids)) < len(task_ids):
+    try:
+        distinct = len(set(task_ids))
+    except TypeError:
+        raise TypeError(
+            f"task_ids must be a sequence of hashable names, got {shown(task_ids)}."
+        ) from None
+    if distinct < len(task_ids):
         twice = next(name for i, name in enumerate(task_ids) if name in task_ids[:i])
         raise ValueError(f"task_ids must be distinct, got {twice!r} twice.")
     check_batch(batch_size, len(task_ids), "task_ids")
@@ -74,12 +68,12 @@ def check_ranges(every: int, share: float | None, decay: float, lr: float) -> No
     Raises:
         ValueError: Naming the argument, what it was and what it may be.
     """
-    at_least_one("every", every)
-    if share is not None and not (isinstance(share, (int, float)) and 0 < share <= 1):
+    check_whole("every", every)
+    number = isinstance(share, (int, float)) and not isinstance(share, bool)
+    if share is not None and not (number and 0 < share <= 1):
         raise ValueError(f"share must be a share in (0, 1], or None, got {share!r}.")
     for name, value in (("decay", decay), ("lr", lr)):
-        if not (isinstance(value, (int, float)) and value > 0):
-            raise ValueError(f"{name} must be above 0, got {value!r}.")
+        check_number(name, value, above=0)
 
 
 def check_kind(kind: str, kinds: Sequence[str]) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from trlearner.batch import TaskBatch
+from trlearner.checks import check_number, check_whole
 from trlearner.functional import random_state_kept
 from trlearner.learners.protocol import Learner
-from trlearner.sampler.check import at_least_one
 from trlearner.sampler.look import eager_engine
 from trlearner.sampler.lookahead import task_losses
 from trlearner.sampler.loss import loss_for
@@ -70,9 +70,8 @@ class HardTaskSampler(TaskSampler):
             generator=generator,
             loss_fn=loss_fn,
         )
-        at_least_one("every", every)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature!r}.")
+        check_whole("every", every)
+        check_number("temperature", temperature, above=0)
         self.temperature, self.every = temperature, every
         self._board = Scoreboard(len(self._place), 1)
         self._learner: Learner | None = None

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trlearner.batch import TaskBatch
+from trlearner.batch import TaskBatch, check_batch
+from trlearner.checks import check_choice, check_loss_fn, check_number, check_tensor
 from trlearner.engines.choose import ENGINES
-from trlearner.learners.protocol import Learner
+from trlearner.learners.protocol import Learner, check_learner
 from trlearner.seam import Engine, TaskLearner
 from trlearner.types import LossFn, State
 
@@ -157,7 +158,17 @@ def lookahead(
         >>> gain.shape, bool((gain < 0).all())
         (torch.Size([3]), True)
     """
-    runner = _named(engine) if isinstance(engine, str) else engine
+    runner = engine if isinstance(engine, Engine) else _named(engine)
+    check_learner(learner)
+    check_batch(batch)
+    check_batch(held_out, "held_out")
+    check_tensor("weights", weights, "tasks")
+    if len(weights) != len(batch):
+        raise ValueError(
+            f"weights must be one number a task, [{len(batch)}], got {list(weights.shape)}."
+        )
+    check_loss_fn(loss_fn)
+    check_number("lr", lr, above=0)
     with torch.enable_grad():
         state = learner.state()
 
@@ -172,6 +183,5 @@ def lookahead(
 
 
 def _named(engine: str) -> Engine:
-    if engine not in ("loop", "batched", "channels_last"):
-        raise ValueError(f"engine must be 'loop', 'batched' or 'channels_last', got {engine!r}.")
+    check_choice("engine", engine, ("loop", "batched", "channels_last"))
     return ENGINES[engine]

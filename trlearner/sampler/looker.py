@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trlearner.batch import TaskBatch
 from trlearner.encoders.extractor import Extractor
+from trlearner.engines.blame import own_mistake
 from trlearner.engines.graph import NotCompilable
 from trlearner.functional import random_state_kept
 from trlearner.learners.protocol import Learner
@@ -89,6 +90,9 @@ class Looker:
         try:
             return function(looking_engine(self.kind, engine, learner), loss_fn)
         except NotCompilable as error:
+            mistake = own_mistake(learner, loss_fn, {"batch.support": batch.support})
+            if mistake is not None:
+                raise mistake from error
             if self.kind != "auto":
                 raise
             self.kind = "eager"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trlearner.checks import check_function, shown
 from trlearner.sampler import scores
 
 
@@ -59,6 +60,9 @@ def register_score(name: str, score: Score) -> None:
         True
         >>> del SCORES["spread"]
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {shown(name)}.")
+    check_function("score", score, "(evidence) -> a tensor [tasks]")
     if name in SCORES:
         raise ValueError(f"name must be new, got {name!r}; there are {sorted(SCORES)}.")
     SCORES[name] = score
@@ -70,7 +74,8 @@ def check_scores(names: Sequence[str]) -> None:
     Raises:
         ValueError: Naming those that there are.
     """
-    if isinstance(names, str) or len(names) == 0 or len(set(names)) < len(names):
+    listed = isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
+    if not listed or isinstance(names, str) or not names or len(set(names)) < len(names):
         raise ValueError(f"scores must be a sequence of distinct names, got {names!r}.")
     unknown = [name for name in names if name not in SCORES]
     if unknown:

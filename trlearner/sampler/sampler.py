@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from trlearner.batch import TaskBatch
-from trlearner.learners.protocol import Learner
+from trlearner.batch import check_batch as check_is_batch
+from trlearner.checks import check_flag, check_generator, check_loss_fn
+from trlearner.learners.protocol import Learner, check_learner
 from trlearner.sampler.check import check_batch, check_settings, check_tasks
 from trlearner.sampler.draw import floored, systematic
 from trlearner.sampler.itinerary import Itinerary
@@ -49,6 +51,9 @@ class TaskSampler(Sampler[list[Hashable]], abc.ABC):
     ) -> None:
         check_settings(warmup, floor, batches)
         check_tasks(task_ids, batch_size)
+        check_flag("importance", importance)
+        check_loss_fn(loss_fn, optional=True)
+        check_generator(generator)
         self.task_ids = None if task_ids is None else tuple(task_ids)
         self.batch_size, self.warmup, self.floor = batch_size, warmup, floor
         self.importance, self.batches = importance, batches
@@ -143,6 +148,9 @@ class TaskSampler(Sampler[list[Hashable]], abc.ABC):
             candidates: C tasks, C at least `batch_size`.
             learner: Scores them; by default the one of the last update.
         """
+        check_is_batch(candidates, "candidates")
+        if learner is not None:
+            check_learner(learner)
         size = check_batch(self.batch_size, len(candidates))
         plain = self.warming or size == len(candidates)
         logits = torch.zeros(len(candidates)) if plain else self.logits_of(candidates, learner)
@@ -158,6 +166,8 @@ class TaskSampler(Sampler[list[Hashable]], abc.ABC):
         For a sampler that draws, ``1 / T``, or with `importance` ``1 / (T N p_i)``; for one that only
         weighs, ``floor / T + (1 - floor) softmax``.
         """
+        check_learner(learner)
+        check_is_batch(batch)
         tasks, device = len(batch), batch.query.x.device
         found = torch.full((tasks,), 1 / tasks, dtype=torch.float64)
         if self.batch_size is None and not self.warming:

@@ -1,0 +1,403 @@
+"""Every public callable refuses every kind of wrong argument by its name, one argument at a time.
+
+A row of `CASES` is a callable, good arguments, and of what kind each of them is. `WRONG` has the values that
+are wrong for a kind. The error must be a `ValueError` or `TypeError` that names the argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+import trlearner as tr
+from trlearner.sampler.registry import SCORES
+
+pytestmark = [pytest.mark.unchecked, pytest.mark.filterwarnings("ignore::UserWarning")]
+
+NAN, INF = math.nan, math.inf
+NOT_NUMBERS = {
+    "none": None,
+    "text": "three",
+    "list": [1],
+    "dict": {},
+    "tensor": torch.zeros(2, 2),
+    "object": object(),
+    "true": True,
+}
+OTHERS = {"none": None, "number": 3, "text": "x", "list": [], "tensor": torch.zeros(2), "nan": NAN}
+TENSORS = {
+    "none": None,
+    "number": 3,
+    "text": "x",
+    "list": [[1.0]],
+    "0-dim": torch.zeros(()),
+    "empty": torch.zeros(0),
+}
+WRONG: dict[str, dict[str, Any]] = {
+    "count": {**NOT_NUMBERS, "zero": 0, "negative": -1, "fraction": 1.5, "nan": NAN, "inf": INF},
+    "whole": {**NOT_NUMBERS, "negative": -1, "fraction": 1.5, "nan": NAN, "inf": INF},
+    "seed": {**NOT_NUMBERS, "fraction": 1.5, "nan": NAN},
+    "positive": {**NOT_NUMBERS, "zero": 0, "negative": -1.0, "nan": NAN, "inf": INF},
+    "number": {**NOT_NUMBERS, "negative": -1.0, "nan": NAN, "inf": INF},
+    "share": {**NOT_NUMBERS, "zero": 0.0, "negative": -0.1, "above": 1.5, "nan": NAN, "inf": INF},
+    "part": {**NOT_NUMBERS, "negative": -0.1, "above": 1.5, "nan": NAN, "inf": INF},
+    "rate": {**NOT_NUMBERS, "negative": -1.0, "nan": NAN, "inf": INF, "unknown": {"no": 0.1}},
+    "flag": {"none": None, "text": "no", "number": 2, "list": [], "nan": NAN, "tensor": torch.ones(2)},
+    "choice": {"none": None, "number": 3, "text": "warp", "list": [], "true": True, "empty": ""},
+    "function": {n: v for n, v in OTHERS.items() if n != "object"},
+    "module": {**OTHERS, "function": abs, "class": nn.Linear},
+    "instance": {**OTHERS, "function": abs, "module": nn.Linear(1, 1)},
+    "generator": {n: v for n, v in OTHERS.items() if n != "none"},
+    "tensor": TENSORS,
+    "pair": {**OTHERS, "one": (torch.zeros(2, 2),), "lists": ([1], [2]), "three": (1, 2, 3)},
+    "ids": {"number": 3, "short": ["a"], "unhashable": [[], [], []], "0-dim": torch.zeros(())},
+    "tasks": {"none": None, "number": 3, "text": "abc", "empty": [], "flat": [1, 2], "pair": [(1, 2)]},
+}  # fmt: skip
+WRONG["rate"] = {n: v for n, v in WRONG["rate"].items() if n != "list"} | {
+    "empty": [],
+    "texts": ["a"],
+}
+
+
+def optional(kind: str) -> str:
+    """Of this kind, or ``None``."""
+    WRONG[kind + " or none"] = {n: v for n, v in WRONG[kind].items() if n != "none"}
+    return kind + " or none"
+
+
+@dataclass
+class Case:
+    """A public callable."""
+
+    call: Callable[..., Any]
+    good: Callable[[], dict[str, Any]]
+    kinds: dict[str, str]
+    names: dict[str, str] | None = None  # what an error calls an argument, where that is more
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+
+
+def batch(ids: Any = None) -> tr.TaskBatch:
+    x, y = torch.rand(3, 4, 2), torch.rand(3, 4, 1)
+    return tr.TaskBatch((x, y), (x, y), ids=ids)
+
+
+def learner() -> tr.MAML:
+    return tr.MAML(net(), steps=1, engine="loop")
+
+
+def encoder() -> tr.LabelledEncoder:
+    return tr.LabelledEncoder(None, dim=2, features=2, targets=1)
+
+
+def reg() -> tr.TRLearner:
+    return tr.TRLearner(encoder())
+
+
+def memory() -> tr.TaskMemory:
+    made = tr.TaskMemory(learner())
+    made.remember(batch())
+    return made
+
+
+def pair(*shape: int) -> tuple[Tensor, Tensor]:
+    return torch.rand(*shape, 2), torch.rand(*shape, 1)
+
+
+class Writer:
+    def add_scalar(self, tag: str, value: float, step: int) -> None: ...
+
+    def add_image(self, tag: str, image: Any, step: int, dataformats: str) -> None: ...
+
+
+LEARNER = {
+    "lr": "rate", "steps": "whole", "first_order": "flag", "engine": "choice", "recompute": "flag",
+}  # fmt: skip
+SAMPLER = {"task_ids": "sequence", "batch_size": "count", "batches": optional("count"),
+           "generator": "generator"}  # fmt: skip
+WRONG["sequence"] = {"number": 3, "twice": ["a", "a", "b"], "unhashable": [[], []], "nan": NAN}
+
+
+def collected(**given: Any) -> None:
+    tasks = reg().collect()
+    tasks.add(lambda x: x, **{"support": pair(4), "query": pair(4), **given})
+
+
+def added(**given: Any) -> None:
+    defaults = {
+        "predict": lambda p, x: x,
+        "adapt": lambda s: s[0],
+        "support": pair(4),
+        "query": pair(4),
+    }
+    reg().collect().add_task(**{**defaults, **given})
+
+
+CASES: dict[str, Case] = {
+    "MAML": Case(tr.MAML, lambda: {"model": net()}, {"model": "module", **LEARNER}),
+    "MetaSGD": Case(
+        tr.MetaSGD, lambda: {"model": net()},
+        {"model": "module", **LEARNER, "per": "choice", "per_step": "flag"},
+    ),
+    "ANIL": Case(
+        tr.ANIL, lambda: {"model": net(), "head": "2"},
+        {"model": "module", "head": "choice", **LEARNER},
+    ),
+    "TNet": Case(tr.TNet, lambda: {"model": net()}, {"model": "module", **LEARNER}),
+    "ProtoNet": Case(
+        tr.ProtoNet, lambda: {"extractor": net()}, {"extractor": "module", "engine": "choice"},
+        {"extractor": "extractor|model"},
+    ),
+    "adapt": Case(
+        lambda **k: learner().adapt(**k), lambda: {"support": pair(3, 4), "loss_fn": mse_loss},
+        {"support": "pair", "loss_fn": "function", "steps": optional("whole")},
+        {"support": "support|x must"},
+    ),
+    "adapted": Case(
+        lambda **k: learner().adapt(pair(3, 4), mse_loss)(**k), lambda: {"x": pair(3, 4)[0]},
+        {"x": "tensor", "mask": optional("tensor")},
+    ),
+    "cross": Case(
+        lambda **k: learner().adapt(pair(3, 4), mse_loss).cross(**k), lambda: {"x": pair(3, 4)[0]},
+        {"x": "tensor", "mask": optional("tensor")},
+    ),
+    "Samples": Case(
+        tr.Samples, lambda: dict(zip("xy", pair(3, 4), strict=True)),
+        {"x": "tensor", "y": "tensor", "mask": optional("tensor"), "ways": optional("count")},
+    ),
+    "TaskBatch": Case(
+        tr.TaskBatch, lambda: {"support": pair(3, 4), "query": pair(3, 4)},
+        {"support": "pair", "query": "pair", "ids": "ids", "ways": optional("count")},
+    ),
+    "from_tasks": Case(
+        tr.TaskBatch.from_tasks, lambda: {"tasks": [(pair(4), pair(4))] * 3},
+        {"tasks": "tasks", "ids": "ids", "ways": optional("count")}, {"tasks": "task"},
+    ),
+    "from_torchmeta": Case(
+        tr.TaskBatch.from_torchmeta, lambda: {"batch": {"train": pair(3, 4), "test": pair(3, 4)}},
+        {"batch": "instance", "ids": "ids", "ways": optional("count")},
+    ),
+    "InputEncoder": Case(
+        tr.InputEncoder, lambda: {"extractor": net(), "dim": 1},
+        {"extractor": optional("module"), "dim": "count", "metadata": "choice", "detach": "flag"},
+    ),
+    "LabelledEncoder": Case(
+        tr.LabelledEncoder, lambda: {"extractor": None, "dim": 2},
+        {"extractor": optional("module"), "dim": "count", "features": optional("count"),
+         "targets": optional("count"), "hidden": "count", "detach": "flag"},
+    ),
+    "UpdateEncoder": Case(
+        tr.UpdateEncoder, lambda: {"dim": 2}, {"dim": "count", "seed": "seed", "detach": "flag"}
+    ),
+    "FunctionEncoder": Case(
+        tr.FunctionEncoder, lambda: {"probe": torch.rand(3, 2)},
+        {"probe": "tensor", "outputs": "count", "detach": "flag"},
+    ),
+    "TRLearner": Case(
+        lambda **k: tr.TRLearner(**k), lambda: {"encoder": encoder()},
+        {"encoder": "instance", "heads": "count", "lam": "number", "loss_fn": "function",
+         "normalize": "choice", "temperature": "positive", "mixture": "choice", "align": "choice",
+         "top_k": optional("count"), "queries": "share", "head": "name", "chunk_size": optional("count"),
+         "memory_budget": optional("count"), "preset": optional("choice"), "select": "select",
+         "sampler": optional("instance"), "generator": "generator"},
+    ),
+    "reg": Case(
+        lambda **k: reg()(**k), lambda: {"learner": learner(), "batch": batch()},
+        {"learner": "instance", "batch": "instance"},
+    ),
+    "relate": Case(
+        lambda **k: reg().relate(**k), lambda: {"learner": learner(), "batch": batch()},
+        {"learner": "instance", "batch": "instance"},
+    ),
+    "collect": Case(
+        lambda **k: reg().collect(**k), dict,
+        {"reduction": "choice", "together": "flag", "ways": optional("count")},
+    ),
+    "add": Case(
+        collected, dict, {"support": "pair", "query": "pair", "loss": optional("tensor")}
+    ),
+    "add_task": Case(
+        added, dict,
+        {"adapt": "function", "predict": "function", "support": "pair", "query": "pair",
+         "model": optional("module")},
+    ),
+    "regularize": Case(lambda **k: reg().regularize(**k), lambda: {"adapt": abs}, {"adapt": "function"}),
+    "regularized": Case(
+        lambda **k: reg().regularize(lambda support: net())(**k), lambda: {"batch": batch()},
+        {"batch": "instance"},
+    ),
+    "TaskRelation": Case(
+        tr.TaskRelation, lambda: {"dim": 2},
+        {"dim": "count", "heads": "count", "noise": "number", "generator": "generator"},
+    ),
+    "relation": Case(
+        lambda **k: tr.TaskRelation(2)(**k), lambda: {"embeddings": torch.rand(3, 2)},
+        {"embeddings": "tensor"},
+    ),
+    "relation_matrix": Case(
+        tr.relation_matrix, lambda: {"embeddings": torch.rand(3, 2), "weight": torch.rand(2, 2)},
+        {"embeddings": "tensor", "weight": "tensor"},
+    ),
+    "relation_weights": Case(
+        tr.relation_weights, lambda: {"relations": torch.eye(3)},
+        {"relations": "tensor", "normalize": "choice", "temperature": "positive",
+         "top_k": optional("count")},
+    ),
+    "relation_consistency": Case(
+        tr.relation_consistency,
+        lambda: {"predictions": torch.rand(3, 3, 4, 1), "targets": torch.rand(3, 4, 1),
+                 "relations": torch.eye(3), "loss_fn": mse_loss},
+        {"predictions": "tensor", "targets": "tensor", "relations": "tensor", "loss_fn": "function",
+         "mask": optional("tensor"), "mixture": "choice", "normalize": "choice",
+         "temperature": "positive", "top_k": optional("count"), "alignment": optional("tensor")},
+    ),
+    "sinkhorn": Case(
+        tr.sinkhorn, lambda: {"prototypes": torch.rand(3, 2, 2)},
+        {"prototypes": "tensor", "temperature": "positive", "iterations": "count"},
+    ),
+    "hungarian": Case(tr.hungarian, lambda: {"prototypes": torch.rand(3, 2, 2)}, {"prototypes": "tensor"}),
+    "UniformTaskSampler": Case(
+        tr.UniformTaskSampler, lambda: {"task_ids": range(4), "batch_size": 2}, SAMPLER
+    ),
+    "HardTaskSampler": Case(
+        tr.HardTaskSampler, lambda: {"task_ids": range(4), "batch_size": 2},
+        {**SAMPLER, "temperature": "positive", "warmup": "whole", "floor": "share", "every": "count",
+         "loss_fn": optional("function")},
+    ),
+    "AdaptiveTaskSampler": Case(
+        tr.AdaptiveTaskSampler, lambda: {"task_ids": range(4), "batch_size": 2},
+        {**SAMPLER, "scores": "scores", "warmup": "whole", "floor": "share", "every": "count",
+         "loss_fn": optional("function"), "extractor": optional("module"),
+         "held_out": "held out", "share": optional("share"), "importance": "flag", "decay": "positive",
+         "lr": "positive", "hidden": "count", "engine": "choice"},
+    ),
+    "update": Case(
+        lambda **k: tr.AdaptiveTaskSampler(range(3), 3, every=1, warmup=0).update(**k),
+        lambda: {"learner": learner(), "batch": batch(range(3))},
+        {"learner": "instance", "batch": "instance", "reuse": "flag"},
+    ),
+    "weigh": Case(
+        lambda **k: tr.AdaptiveTaskSampler(warmup=0).weigh(**k),
+        lambda: {"learner": learner(), "batch": batch()},
+        {"learner": "instance", "batch": "instance"},
+    ),
+    "reweight": Case(
+        lambda **k: tr.AdaptiveTaskSampler(batch_size=2, warmup=0).reweight(**k),
+        lambda: {"candidates": batch(), "learner": learner()},
+        {"candidates": "instance", "learner": optional("instance")},
+    ),
+    "lookahead": Case(
+        tr.lookahead,
+        lambda: {"engine": "loop", "learner": learner(), "batch": batch(), "held_out": batch(),
+                 "weights": torch.ones(3) / 3, "loss_fn": mse_loss, "lr": 0.1},
+        {"engine": "choice", "learner": "instance", "batch": "instance", "held_out": "instance",
+         "weights": "tensor", "loss_fn": "function", "lr": "positive"},
+    ),
+    "register_score": Case(
+        tr.register_score, lambda: {"name": "new", "score": abs},
+        {"name": "text", "score": "function"},
+    ),
+    "TaskMemory": Case(
+        tr.TaskMemory, lambda: {"learner": learner()},
+        {"learner": "instance", "loss_fn": "function", "share": "part", "temperature": "positive",
+         "mixture": "choice", "top_k": "count", "chunk_size": "count"},
+    ),
+    "remember": Case(
+        lambda **k: tr.TaskMemory(learner()).remember(**k), lambda: {"tasks": batch()},
+        {"tasks": "pair", "steps": optional("whole")}, {"tasks": "tasks|x must"},
+    ),
+    "tune": Case(lambda **k: memory().tune(**k), lambda: {"tasks": batch()}, {"tasks": "instance"}),
+    "recall": Case(
+        lambda **k: memory().adapt(**k), lambda: {"support": pair(3, 4)},
+        {"support": "pair", "loss_fn": optional("function"), "steps": optional("whole")},
+        {"support": "support|x must"},
+    ),
+    "RelationMonitor": Case(
+        tr.RelationMonitor, lambda: {"writer": Writer()},
+        {"writer": "instance", "every": "count", "names": "known", "families": "known",
+         "similarity": optional("function"), "share": "part"},
+    ),
+    "plot_relations": Case(
+        tr.plot_relations, lambda: {"relations": torch.eye(3)},
+        {"relations": "tensor", "names": "ids", "title": "text", "cluster": "flag", "scale": "count"},
+    ),
+    "MetaStep": Case(
+        tr.MetaStep, lambda: {"learner": learner(), "regularizer": reg()},
+        {"learner": "instance", "regularizer": "instance", "reduction": "choice", "check": "flag"},
+    ),
+    "meta_step": Case(
+        lambda **k: tr.MetaStep(learner(), reg())(**k), lambda: {"batch": batch()}, {"batch": "instance"},
+    ),
+    "doctor": Case(
+        tr.doctor, lambda: {"model": net(), "batch": batch()},
+        {"model": "instance", "batch": "instance", "loss_fn": optional("function")},
+    ),
+}  # fmt: skip
+WRONG |= {
+    "name": {"number": 3, "list": [], "tensor": torch.zeros(2)},
+    "text": {"none": None, "number": 3, "list": [], "tensor": torch.zeros(2)},
+    "select": {"text": "x", "zero": 0, "negative": -1, "above": 1.5, "nan": NAN, "true": True, "list": []},
+    "scores": {"none": None, "number": 3, "text": "diversity", "empty": [], "unknown": ["no"],
+               "unhashable": [[]], "twice": ["entropy", "entropy"]},
+    "held out": {"number": 3, "text": "x", "list": [], "tensor": torch.zeros(2)},
+    "known": {"number": 3, "text": "x", "list": [], "tensor": torch.zeros(2)},
+}  # fmt: skip
+
+ACCEPTED = {
+    ("doctor", "model", "module"): "a module is what it takes",
+    ("plot_relations", "names", "unhashable"): "names are only written, by str()",
+}
+"""What is right after all, with the reason."""
+
+PENDING: set[tuple[str, str]] = {
+    *((name, argument) for name in ("relation_weights", "relation_consistency") for argument in (
+        "predictions", "targets", "relations", "loss_fn", "mask", "temperature", "top_k", "alignment",
+        "normalize", "mixture")),
+    *((name, argument) for name in ("sinkhorn", "hungarian") for argument in (
+        "prototypes", "temperature", "iterations")),
+    ("FunctionEncoder", "probe"),
+}  # fmt: skip
+"""What others mend: a callable and an argument."""
+
+
+def rows() -> list[Any]:
+    found = []
+    for name, case in CASES.items():
+        for argument, kind in case.kinds.items():
+            for label, value in WRONG[kind].items():
+                if (name, argument, label) not in ACCEPTED and (name, argument) not in PENDING:
+                    found.append(
+                        pytest.param(name, argument, value, id=f"{name}-{argument}-{label}")
+                    )
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _scores_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("trlearner.sampler.registry.SCORES", dict(SCORES))
+
+
+@pytest.mark.parametrize(("name", "argument", "value"), rows())
+def test_a_wrong_argument_is_refused_by_name(name: str, argument: str, value: Any):
+    case = CASES[name]
+    text = (case.names or {}).get(argument, argument)
+    with pytest.raises((ValueError, TypeError), match=rf"\b({text})") as caught:
+        case.call(**{**case.good(), argument: value})
+    # Python's own errors name neither what was given nor what to do.
+    assert "unexpected keyword" not in str(caught.value) and len(str(caught.value)) > 20
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_good_arguments_are_taken(name: str):
+    case = CASES[name]
+    case.call(**case.good())
+    assert set(case.good()) <= set(case.kinds)  # and each is given wrong values above
