@@ -185,7 +185,7 @@ def test_answers_in_half_precision_are_mixed_by_it(mixture: str):
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_must_be_above_zero(temperature: float):
-    with pytest.raises(ValueError, match=r"temperature must be above 0, got .* use hungarian"):
+    with pytest.raises(ValueError, match=r"temperature must be a finite number above 0, got"):
         tr.sinkhorn(prototypes(0), temperature)
 
 

@@ -358,23 +358,13 @@ ACCEPTED = {
 }
 """What is right after all, with the reason."""
 
-PENDING: set[tuple[str, str]] = {
-    *((name, argument) for name in ("relation_weights", "relation_consistency") for argument in (
-        "predictions", "targets", "relations", "loss_fn", "mask", "temperature", "top_k", "alignment",
-        "normalize", "mixture")),
-    *((name, argument) for name in ("sinkhorn", "hungarian") for argument in (
-        "prototypes", "temperature", "iterations")),
-    ("FunctionEncoder", "probe"),
-}  # fmt: skip
-"""What others mend: a callable and an argument."""
-
 
 def rows() -> list[Any]:
     found = []
     for name, case in CASES.items():
         for argument, kind in case.kinds.items():
             for label, value in WRONG[kind].items():
-                if (name, argument, label) not in ACCEPTED and (name, argument) not in PENDING:
+                if (name, argument, label) not in ACCEPTED:
                     found.append(
                         pytest.param(name, argument, value, id=f"{name}-{argument}-{label}")
                     )

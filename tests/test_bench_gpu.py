@@ -23,6 +23,7 @@ def report(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.full
 def test_a_row_of_each_part(report):
     status, found, table = report("--rows", *QUICK)
     assert status == 0 and found["left_out"] == {}
@@ -38,6 +39,7 @@ def test_a_row_of_each_part(report):
     assert all(f"| {name} |" in table for name in QUICK)
 
 
+@pytest.mark.full
 def test_without_time_rows_are_left_out_by_name(report):
     status, found, table = report("--rows", *QUICK, "--minutes", "0")
     assert status == 0
@@ -45,6 +47,7 @@ def test_without_time_rows_are_left_out_by_name(report):
     assert all(f"Left out: {name}: no time was left" in table for name in QUICK)
 
 
+@pytest.mark.full
 def test_a_row_that_fails_is_told_and_the_others_go_on(report, monkeypatch, capsys):
     def fails():
         raise RuntimeError("CUDA error: out of memory")

@@ -194,7 +194,7 @@ def test_without_the_term_gradients_are_added_in_the_order_of_the_tasks() -> Non
     tasks = reg.collect("sum")
     for scale in (1e8, -1e8, 1.0):
         x = torch.full((2, 1), scale)
-        tasks.add(lambda x: w * x, support=(x, x), query=(x, x), loss=scale * w.sum())
+        tasks.add(lambda x, w=w + 0: w * x, support=(x, x), query=(x, x), loss=scale * w.sum())
     tasks.backward()
     assert w.grad.item() == 1
     w.grad = None

@@ -26,6 +26,7 @@ def found() -> dict[str, dict]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.full
 def test_the_numbers_are_those_of_the_cpu(found):
     assert len(found) > 15
     failed = {name: case["error"] for name, case in found.items() if "error" in case}
@@ -34,6 +35,7 @@ def test_the_numbers_are_those_of_the_cpu(found):
     assert [name for name, case in found.items() if not case["away"]] == []
 
 
+@pytest.mark.full
 def test_nothing_waits(found):
     waited = {name: case["waits"] for name, case in found.items() if case.get("waits")}
     assert set(waited) == set(WAIT), waited

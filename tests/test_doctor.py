@@ -234,16 +234,6 @@ CASES = {
     "spectral norm": Case(
         spectral, "SpectralNorm writes into a buffer", ".eval()", TOGETHER, mended=lambda: spectral(True)
     ),
-    "instance norm": Case(
-        lambda: nn.Sequential(
-            nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten()
-        ),
-        "InstanceNorm1d records running statistics",
-        "track_running_stats=False",
-        TOGETHER,
-        "1.1",
-        lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2), nn.Flatten()),
-    ),
     "buffer in place": Case(
         own(averaging), "Own writes what differs", "0.9 * self.mean", TOGETHER
     ),

@@ -151,6 +151,7 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("model", [GPT, Llama])
 def test_attention_is_all_that_is_found(model: type[nn.Module]):
     """A cache that layers write into holds tensors of the recorded forward, whose graph is gone."""
@@ -159,6 +160,7 @@ def test_attention_is_all_that_is_found(model: type[nn.Module]):
     assert all("fused attention kernel" in f.problem for f in found)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("model", [GPT, Llama])
 def test_with_the_plain_kernel_nothing_is_found_and_engines_agree(model: type[nn.Module]):
     made, tasks, losses = model().double(), batch(), []

@@ -390,7 +390,7 @@ def test_arguments_are_checked(options: dict[str, object], message: str) -> None
 
 
 @pytest.mark.unchecked
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_a_probe_of_another_width_is_refused(engine: str) -> None:
     learner = contracts.learner("maml", contracts.net(), engine)
     message = r"model takes, .* got \[7, 3\] of torch.float64 on cpu; the model said: .*shape of a"

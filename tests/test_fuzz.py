@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from contracts import later
 from fuzz import __main__ as command
 from fuzz import child, known, run
 from fuzz.compare import EXACT, GRADIENT, Refused, Tolerance, Values, attempt, differences, step
@@ -92,6 +93,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, engine: str, **parts: Callable[..., A
 # ---- sound engines --------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_engines_agree_on_the_cases_of_the_suite() -> None:
     tally = Tally()
     with settings():
@@ -121,6 +123,7 @@ def test_a_number_is_always_the_same_case_and_the_same_values() -> None:
     assert differences(one, other, Tolerance(0.0, 0.0)) == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_has_what_it_is_compared_in(name: str) -> None:
     engine = "loop" if name == "collect" else "batched"
@@ -159,7 +162,7 @@ FAULTS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
 }
 
 
-@pytest.mark.parametrize("engine", EAGER)
+@pytest.mark.parametrize("engine", ["batched", *later(*(e for e in EAGER if e != "batched"))])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, parts = FAULTS[fault]
@@ -232,6 +235,7 @@ def test_a_known_fault_is_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None
     assert tally.counts["batched", "known"] == tally.faults["a factor"] == 1
 
 
+@pytest.mark.full
 def test_a_finding_is_shrunk_to_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, "higher", adapt=lambda fast: {n: 2 * t for n, t in fast.items()})
     case = replace(plain(), tasks=4)

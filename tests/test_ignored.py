@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import trlearner as tr
-from contracts import ENGINES, gradients, net
+from contracts import BATCHED_FIRST, ENGINES, gradients, net
 from trlearner.ignored import ignored_label
 from trlearner.loss import task_loss
 from trlearner.targets import Misfit
@@ -101,7 +101,7 @@ def step(loss_fn, engine: str, *batches: tr.TaskBatch) -> dict[str, Tensor]:
     return {"loss": out.loss.detach(), **gradients(out.loss, learner, reg)}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 @pytest.mark.parametrize("name", ["default", "partial", "module", "function"])
 def test_every_engine_leaves_them_out(engine: str, name: str):
     loss_fn, label = IGNORING[name]
@@ -127,7 +127,7 @@ def test_so_it_is_in_a_loop_of_the_users_own_and_where_tensors_are_given():
     )
     tasks, one, m = reg.collect(), torch.ones((), requires_grad=True), torch.ones(2, 2)
     for y in (torch.tensor([0, 1]), torch.tensor([-100, -100])):
-        tasks.add(lambda x: one * x.repeat(1, 2)[:, :3], support=(m, y), query=(m, y))
+        tasks.add(lambda x, one=one + 0: one * x.repeat(1, 2)[:, :3], support=(m, y), query=(m, y))
     match = r"ignores the label -100, and tasks \[1\] have no other"
     with pytest.raises(Misfit, match=match):
         tasks.penalty()

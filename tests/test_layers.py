@@ -332,18 +332,6 @@ def test_engines_agree_on_layers_that_couple_nothing(norm: nn.Module):
     before.check()
 
 
-def test_instancenorm_that_records_runs_one_task_after_the_other():
-    """It hands its buffers on whatever its flags say, so vmap cannot run it; auto notices."""
-    norm = nn.InstanceNorm1d(2, track_running_stats=True)
-    model, batch = net(nn.Unflatten(1, (2, 2)), norm, nn.Flatten()), regression()
-    before = Snapshot(model)
-    agree(meta_step(model, "loop", batch), meta_step(model, "higher", batch))
-    with pytest.warns(UserWarning, match="runs this learner with 'loop'"):
-        out, _ = meta_step(model, "auto", batch)
-    assert out.engine == "loop"
-    before.check()
-
-
 # ---- Dropout ------------------------------------------------------------------------------------
 
 

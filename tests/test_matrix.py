@@ -66,6 +66,7 @@ def row(tmp_path):
 
 
 @in_repository
+@pytest.mark.full
 def test_a_row_asks_make_for_its_environment_and_its_tests(made, row, tmp_path):
     asked, outputs = made
     outputs["test"] = 1, "FAILED a::b - no\n= 1 failed, 7 passed in 9.87s (0:00:09) ="
@@ -85,6 +86,7 @@ def test_a_row_asks_make_for_its_environment_and_its_tests(made, row, tmp_path):
 
 
 @in_repository
+@pytest.mark.full
 def test_an_environment_is_kept_but_installs_this_checkout(made, row, tmp_path):
     matrix.run(row, tmp_path)
     folder = tmp_path / row.name

@@ -73,11 +73,15 @@ NAN = torch.tensor([[[1.0]], [[float("nan")]], [[1.0]], [[float("inf")]]])
             r"\['model.bias'\] differ",
         ),
         (damaged("fast", "model.weight", NAN), ValueError, r"NaN or infinity .* tasks \[1, 3\]"),
-        (lambda state: {**state, "share": float("nan")}, ValueError, "share must be from 0"),
+        (
+            lambda state: {**state, "share": float("nan")},
+            ValueError,
+            "share must be a finite number of at least 0",
+        ),
         (
             lambda state: {**state, "temperature": 0.0},
             ValueError,
-            "temperature must be a number ab",
+            "temperature must be a finite number ab",
         ),
         (
             damaged("state", "model.bias", torch.ones(1)),

@@ -421,7 +421,7 @@ def test_inference_mode_gives_what_no_grad_gives(engine: str) -> None:
         close(learner.adapt(batch.support, mse_loss)(batch.query), predictions, 0.0)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
 def test_a_temperature_may_be_learned(engine: str) -> None:
     learner = contracts.learner("maml", contracts.net(), engine)
     reg = regularizer(normalize="softmax")

@@ -598,7 +598,7 @@ def never(loss: Tensor, learner: tr.Learner) -> None:
 
 
 @pytest.mark.parametrize("finish", [backward, grad, never])
-@pytest.mark.parametrize("engine", contracts.ENGINES)
+@pytest.mark.parametrize("engine", contracts.BATCHED_FIRST)
 def test_no_hook_outlives_a_step(engine: str, finish) -> None:  # type: ignore[no-untyped-def]
     """The sampler reads each step's gradient, and any other gradient of the parameters is left alone."""
     sampler = tr.AdaptiveTaskSampler(every=2, engine="eager")

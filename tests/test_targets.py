@@ -170,7 +170,7 @@ def test_every_engine_refuses(engine, model, labels, loss_fn, match):
 def collected(reg: tr.TRLearner, net: nn.Module, batch: tr.TaskBatch) -> Tensor:
     found = reg.collect(ways=batch.ways)
     for i in range(len(batch)):
-        found.add(lambda x: net(x), support=batch.support.real(i), query=batch.query.real(i))
+        found.add(lambda x, i=i: net(x), support=batch.support.real(i), query=batch.query.real(i))
     return found.penalty()
 
 
@@ -226,7 +226,7 @@ def test_models_that_return_more_than_a_tensor_are_no_exception():
     found = reg.collect()
     for i in range(len(batch)):
         pairs = {"support": batch.support.real(i), "query": batch.query.real(i)}
-        found.add(lambda x: {"mean": net(x)}, **pairs)
+        found.add(lambda x, i=i: {"mean": net(x)}, **pairs)
     with pytest.raises(Misfit, match="loss_fn broadcasts predictions"):
         found.penalty()
 

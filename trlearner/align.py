@@ -7,6 +7,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from trlearner.checks import check_number, check_tensor, check_whole
 from trlearner.relation import directions
 
 TEMPERATURE = 0.1
@@ -25,6 +26,7 @@ def similarity(
     Returns:
         Cosines, in single precision where prototypes have half; 0 for a class of zero features.
     """
+    check_tensor("prototypes", prototypes, "tasks, classes, features")
     # In half precision the square of epsilon would be zero, and autocast would multiply in it.
     wide = prototypes.to(torch.promote_types(torch.float32, prototypes.dtype))
     # A class without samples has no gradient: 1 / epsilon would be infinite in half precision.
@@ -55,7 +57,8 @@ def sinkhorn(
         models: Whose classes are matched; by default those of all tasks.
 
     Raises:
-        ValueError: The temperature is not above 0, or there is no iteration.
+        TypeError: `prototypes` is no tensor.
+        ValueError: It has other axes, the temperature is not above 0, or there is no iteration.
 
     Example:
         >>> two = torch.eye(2)
@@ -63,13 +66,8 @@ def sinkhorn(
         tensor([[0., 1.],
                 [1., 0.]])
     """
-    if not temperature > 0:
-        raise ValueError(
-            f"temperature must be above 0, got {temperature!r}. Pass e.g. temperature=0.1; for a hard "
-            "matching use hungarian."
-        )
-    if not (isinstance(iterations, int) and iterations >= 1):
-        raise ValueError(f"iterations must be a whole number of at least 1, got {iterations!r}.")
+    check_number("temperature", temperature, above=0)
+    check_whole("iterations", iterations)
     logs = similarity(prototypes, models) / temperature
     for _ in range(iterations):
         logs = logs - logs.logsumexp(-1, keepdim=True)

@@ -9,6 +9,7 @@ from einops import einsum
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from trlearner.checks import check_loss_fn, check_number, check_tensor, check_whole
 from trlearner.ignored import check_labelled
 from trlearner.loss import task_loss
 from trlearner.types import LossFn
@@ -50,6 +51,7 @@ def relation_weights(
                 [0.5000, 0.0000, 0.5000],
                 [0.7500, 0.2500, 0.0000]])
     """
+    check_tensor("relations", relations, "tasks, models")
     tasks = len(relations)
     if relations.shape != (tasks, tasks):
         raise ValueError(
@@ -57,7 +59,7 @@ def relation_weights(
             f"{tuple(relations.shape)}. Select this batch's rows and columns first."
         )
     check_temperature(temperature)
-    check_top_k(top_k)
+    check_whole("top_k", top_k, optional=True)
     # In half precision what keeps divisors from 0 would be 0 itself.
     relations = relations.to(torch.promote_types(torch.float32, relations.dtype))
     keep = ~torch.eye(tasks, dtype=torch.bool, device=relations.device)
@@ -118,11 +120,9 @@ def mix(
     share = weights.T.reshape(*weights.T.shape, *[1] * (predictions.ndim - 2))
     if mixture == "values":
         if alignment is not None:
-            # A product takes two of one kind, but prototypes may be coarser than the model, or finer.
-            dtype = torch.promote_types(predictions.dtype, alignment.dtype)
             predictions = einsum(
-                predictions.to(dtype),
-                alignment.to(dtype),
+                predictions,
+                alignment,
                 "models tasks queries theirs, models tasks classes theirs -> "
                 "models tasks queries classes",
             )
@@ -191,6 +191,7 @@ def relation_consistency(
         1.0
     """
     check_predictions(predictions, targets, relations)
+    check_loss_fn(loss_fn)
     check_alignment(alignment, predictions)
     check_mask(mask, targets)
     check_labelled(loss_fn, targets, mask)
@@ -230,8 +231,12 @@ def check_predictions(predictions: Tensor, targets: Tensor, relations: Tensor) -
     """Refuse shapes that do not fit together.
 
     Raises:
+        TypeError: One of them is no tensor.
         ValueError: Naming the argument, what it is and what it should be.
     """
+    check_tensor("predictions", predictions, "...")
+    check_tensor("targets", targets, "tasks, queries, ...")
+    check_tensor("relations", relations, "tasks, models")
     if predictions.ndim < 3 or predictions.shape[0] != predictions.shape[1]:
         raise ValueError(
             "predictions must be [models, tasks, queries, ...] with as many models as tasks, got "
@@ -261,26 +266,8 @@ def check_temperature(temperature: object) -> None:
     Raises:
         ValueError: Naming it.
     """
-    if isinstance(temperature, Tensor):
-        return
-    if not (isinstance(temperature, (int, float)) and temperature > 0):
-        raise ValueError(
-            f"temperature must be above 0, got {temperature!r}. Pass e.g. temperature=0.1; for the most "
-            "related model alone pass top_k=1."
-        )
-
-
-def check_top_k(top_k: object) -> None:
-    """Refuse what is no number of neighbours.
-
-    Raises:
-        ValueError: Naming it.
-    """
-    whole = isinstance(top_k, int) and not isinstance(top_k, bool)
-    if top_k is not None and not (whole and top_k >= 1):  # type: ignore[operator]
-        raise ValueError(
-            f"top_k must be a whole number of at least 1 or None, got {top_k!r}. None keeps all neighbours."
-        )
+    if not (isinstance(temperature, Tensor) and temperature.ndim == 0):
+        check_number("temperature", temperature, above=0)
 
 
 def check_alignment(alignment: Tensor | None, predictions: Tensor) -> None:
@@ -291,6 +278,7 @@ def check_alignment(alignment: Tensor | None, predictions: Tensor) -> None:
     """
     if alignment is None:
         return
+    check_tensor("alignment", alignment, "...")
     tasks, classes = predictions.shape[:2], predictions.shape[3:]
     if predictions.ndim != 4 or alignment.shape != (*tasks, *classes, *classes):
         raise ValueError(
@@ -308,6 +296,7 @@ def check_mask(mask: Tensor | None, targets: Tensor) -> None:
     """
     if mask is None:
         return
+    check_tensor("mask", mask, "...")
     if mask.shape != targets.shape[:2] or mask.dtype != torch.bool:
         raise ValueError(
             f"mask must be a bool tensor [tasks, queries] = {tuple(targets.shape[:2])}, got {mask.dtype} "
