@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import batch_norm as plain
 from torch.testing import assert_close
 
-from trlearner.engines.batch_norm import CheapNorms, batch_norm
+from trlearner.engines.batch_norm import batch_norm, cheap_norms
 
 
 def inputs(*shape, dtype=torch.float64):
@@ -78,7 +78,7 @@ def test_a_third_derivative_is_right_as_well():
 
 
 def takes(layer, x):
-    with CheapNorms():
+    with cheap_norms():
         return "_Norm" in str(layer(x).grad_fn)
 
 
@@ -114,7 +114,7 @@ def test_instance_norm_is_right_whatever_the_layout_of_its_gradient(samples, eva
         return first, *torch.autograd.grad(first.sin().sum(), (one, upstream), allow_unused=True)
 
     wanted = gradients(torch.contiguous_format)
-    with CheapNorms():
+    with cheap_norms():
         found = [gradients(torch.contiguous_format), gradients(torch.channels_last)]
     for each in found:
         for one, other in zip(each, wanted, strict=True):
@@ -123,5 +123,5 @@ def test_instance_norm_is_right_whatever_the_layout_of_its_gradient(samples, eva
 
 
 def test_instance_norm_refuses_a_single_pixel_as_ever():
-    with CheapNorms(), pytest.raises(ValueError, match="more than 1 spatial element"):
+    with cheap_norms(), pytest.raises(ValueError, match="more than 1 spatial element"):
         nn.InstanceNorm2d(2)(torch.ones(3, 2, 1, 1))

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import trlearner as tr
 from contracts import later
-from trlearner.engines.embedding import PaddedEmbeddings, padded
+from trlearner.engines.embedding import padded, padded_embeddings
 
 TIGHT = {"rtol": 0.0, "atol": 1e-9}
 TASKS, SAMPLES, WORDS = 3, 4, 5
@@ -132,7 +132,7 @@ def test_the_correction_is_what_one_table_after_the_other_does(padding, shared):
     tables = torch.randn(3, WORDS, 2, dtype=torch.float64, requires_grad=True)
     indices = torch.randint(0, WORDS, (6,) if shared else (3, 6))
     mapped = torch.vmap(lambda w, i: F.embedding(i, w, padding), (0, None if shared else 0))
-    with PaddedEmbeddings():
+    with padded_embeddings():
         found = mapped(tables, indices)
     each = [indices] * 3 if shared else indices
     wanted = torch.stack([F.embedding(i, w, padding) for i, w in zip(each, tables, strict=True)])

@@ -6,7 +6,7 @@ from torch import nn
 
 import trlearner as tr
 from contracts import close
-from trlearner.engines.group_norm import SafeGroupNorms
+from trlearner.engines.group_norm import safe_group_norms
 
 CLOSE = 1e-9
 
@@ -49,7 +49,7 @@ def test_the_layer_gives_what_torch_gives(affine: bool, dtype: torch.dtype) -> N
     layer, x = nn.GroupNorm(2, 6, affine=affine).to(dtype), torch.randn(4, 6, 3, 3).to(dtype)
     for p in layer.parameters():
         p.data += 0.3 * torch.randn_like(p)
-    with SafeGroupNorms():
+    with safe_group_norms():
         found = layer(x)
     assert found.dtype == dtype
     # bfloat16 keeps 8 bits, and rounds once more here.

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map, tree_unflatten
 from trlearner.doctor.held import rebuilt
 from trlearner.doctor.record import Call, Node, kept, replaced, signature, tensors_in
 from trlearner.engines import batched, loop
-from trlearner.engines.embedding import PaddedEmbeddings, concerns
+from trlearner.engines.embedding import concerns, padded_embeddings
 from trlearner.functional import discarded_statistics, random_state_kept, tensors
 from trlearner.learners.protocol import Learner
 from trlearner.samples import Samples
@@ -241,7 +241,7 @@ def _together(function: Function, own: list[bool], corrected: bool) -> Function:
         spread = [t.expand(2, *t.shape) if each else t for t, each in zip(values, own, strict=True)]
         dims = tuple(0 if each else None for each in own)
         # As in the engine: within a mode, torch's own layers may take another path.
-        with PaddedEmbeddings() if corrected else nullcontext():
+        with padded_embeddings() if corrected else nullcontext():
             return torch.vmap(function, in_dims=dims, randomness="different")(*spread)
 
     return together

@@ -6,18 +6,19 @@ results in another memory format. By hand it is two more backward passes and fou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional as F
+
+from trlearner.engines.instead import Instead
 
 _forward = torch.ops.aten.native_batch_norm
 _backward = torch.ops.aten.native_batch_norm_backward
 
 
-class CheapNorms(TorchFunctionMode):
+def cheap_norms() -> Instead:
     """Inside of it, `torch.nn.functional.batch_norm` is `batch_norm` wherever that computes the same.
 
     `torch.nn.functional.instance_norm` is computed by functions that are right in every memory format.
@@ -25,24 +26,11 @@ class CheapNorms(TorchFunctionMode):
     Example:
         >>> x = torch.randn(4, 3, 5, 5)
         >>> layer = torch.nn.BatchNorm2d(3)
-        >>> with CheapNorms():
+        >>> with cheap_norms():
         ...     torch.equal(layer(x), torch.nn.functional.batch_norm(x, None, None, training=True))
         True
     """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.batch_norm and _suits(*args, **kwargs):
-            return _of(*args, **kwargs)
-        if func is torch.nn.functional.instance_norm and args[0].shape[2:].numel() > 1:
-            return _instance_norm(*args, **kwargs)
-        return func(*args, **kwargs)
+    return Instead({F.batch_norm: _batch_norm, F.instance_norm: _instance_norm})
 
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -53,6 +41,11 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     A third derivative is left to autograd.
     """
     return _Norm.apply(x, weight, bias, eps)
+
+
+def _batch_norm(*args: Any, **kwargs: Any) -> Tensor:
+    function = _of if _suits(*args, **kwargs) else F.batch_norm
+    return function(*args, **kwargs)
 
 
 def _of(
@@ -79,12 +72,14 @@ def _instance_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
+    if x.shape[2:].numel() == 1:  # which torch refuses
+        return F.instance_norm(
+            x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+        )
     # torch's own reads a channels-last gradient of a single sample as if it were contiguous.
     if use_input_stats:
-        return torch.nn.functional.group_norm(x, x.shape[1], weight, bias, eps)
-    return torch.nn.functional.batch_norm(
-        x, running_mean, running_var, weight, bias, False, momentum, eps
-    )
+        return F.group_norm(x, x.shape[1], weight, bias, eps)
+    return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
 def _suits(

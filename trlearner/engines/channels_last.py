@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from trlearner.engines import loop
-from trlearner.engines.batch_norm import CheapNorms
-from trlearner.engines.group_norm import SafeGroupNorms
+from trlearner.engines.batch_norm import cheap_norms
+from trlearner.engines.group_norm import safe_group_norms
 from trlearner.seam import Engine, InnerLoop, TaskLearner, Through
 from trlearner.types import Fast, State
 
@@ -52,7 +52,7 @@ class _Laid(Through[TaskLearner]):
 
 @contextmanager
 def _norms() -> Iterator[None]:
-    with SafeGroupNorms(), CheapNorms():
+    with safe_group_norms(), cheap_norms():
         yield
 
 

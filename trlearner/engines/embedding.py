@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from trlearner.engines.instead import Instead
 from trlearner.seam import TaskLearner, Through
 from trlearner.types import Fast, State
 
 
-class PaddedEmbeddings(TorchFunctionMode):
+def padded_embeddings() -> Instead:
     """Inside of it, `torch.nn.functional.embedding` passes no gradient to its padding row.
 
     The batching rule of ``torch.vmap`` joins the tables of all tasks into one and masks the padding row
@@ -24,23 +23,13 @@ class PaddedEmbeddings(TorchFunctionMode):
         >>> tables = torch.ones(2, 3, 1, requires_grad=True)
         >>> indices = torch.tensor([[0, 1], [0, 1]])
         >>> layer = torch.vmap(lambda i, w: F.embedding(i, w, padding_idx=0))
-        >>> with PaddedEmbeddings():
+        >>> with padded_embeddings():
         ...     (gradient,) = torch.autograd.grad(layer(indices, tables).sum(), tables)
         >>> gradient.squeeze(-1)
         tensor([[0., 1., 0.],
                 [0., 1., 0.]])
     """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is F.embedding:
-            return _embedding(*args, **kwargs or {})
-        return func(*args, **kwargs or {})
+    return Instead({F.embedding: _embedding})
 
 
 def padded(learner: TaskLearner, inputs: Tensor) -> TaskLearner:
@@ -65,11 +54,11 @@ class _Padded(Through[TaskLearner]):
     """A learner whose embeddings leave their padding row alone."""
 
     def embed(self, state: State, x: Tensor) -> Tensor:
-        with PaddedEmbeddings():
+        with padded_embeddings():
             return self.learner.embed(state, x)
 
     def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
-        with PaddedEmbeddings():
+        with padded_embeddings():
             return self.learner.predict(state, fast, features)
 
 

@@ -6,35 +6,23 @@ for that of the images (seen with torch 2.13): behind a frozen layer, or where o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from trlearner.engines.instead import Instead
 
 
-class SafeGroupNorms(TorchFunctionMode):
+def safe_group_norms() -> Instead:
     """Inside of it, `torch.nn.functional.group_norm` is `group_norm`.
 
     Example:
         >>> x = torch.randn(4, 6, 5, 5)
         >>> layer = torch.nn.GroupNorm(2, 6)
-        >>> with SafeGroupNorms():
+        >>> with safe_group_norms():
         ...     torch.allclose(layer(x), torch.nn.functional.group_norm(x, 2), atol=1e-6)
         True
     """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is torch.nn.functional.group_norm:
-            func = group_norm
-        return func(*args, **(kwargs or {}))
+    return Instead({torch.nn.functional.group_norm: group_norm})
 
 
 def group_norm(
