@@ -197,7 +197,8 @@ def test_an_interruption_in_the_middle_of_a_step_waits_for_its_end(
 
         def interrupted(self: Curves, split: str, n_tasks: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
             batch = sample(self, split, n_tasks, generator)  # type: ignore[arg-type]
-            if (split, n_tasks) == ("train", SMALL.tasks):
+            held = signal.getsignal(number) not in (signal.SIG_DFL, signal.default_int_handler)
+            if held and (split, n_tasks) == ("train", SMALL.tasks):  # not the batch drawn for trial
                 os.kill(os.getpid(), number)
             return batch
 
@@ -263,6 +264,7 @@ def test_several_numbers_of_steps_are_tested(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.filterwarnings("ignore:dim must be at least 2")  # inputs of curves are single numbers
 @pytest.mark.parametrize("learner", ["fomaml", "metasgd", "anil", "tnet"])
 @pytest.mark.parametrize("encoder", ["auto", "input", "update"])
 def test_every_learner_and_encoder_trains(tmp_path: Path, learner: str, encoder: str) -> None:
