@@ -149,6 +149,7 @@ def lookahead(
 
     Example:
         >>> import trlearner as tr
+        >>> _ = torch.manual_seed(0)
         >>> x = torch.rand(4, 5, 1)
         >>> batch = tr.TaskBatch(support=(x, 2 * x), query=(x, 2 * x))
         >>> learner = tr.MAML(torch.nn.Linear(1, 1), lr=0.1, steps=1)
