@@ -263,6 +263,7 @@ def test_several_numbers_of_steps_are_tested(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.filterwarnings("ignore:dim must be at least 2")  # the inputs of curves are one number
 @pytest.mark.parametrize("learner", ["fomaml", "metasgd", "anil", "tnet"])
 @pytest.mark.parametrize("encoder", ["auto", "input", "update"])
 def test_every_learner_and_encoder_trains(tmp_path: Path, learner: str, encoder: str) -> None:
