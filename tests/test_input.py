@@ -55,6 +55,18 @@ def test_it_equals_the_reference(sizes: list[tuple[int, int]], metadata: str, pl
         assert_close(e, reference.input_embedding(g or (lambda x: x), inputs), **TIGHT)
 
 
+def test_whole_numbers_are_averaged_in_the_precision_of_the_model():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randint(100, (3, 7, 2), generator=g), torch.tensor([[0, 0, 0, 1, 1, 1, 1]] * 3)
+    batch = tr.TaskBatch((x, y), (x, y), ways=2)
+    encoder = tr.InputEncoder(None, dim=2)
+    assert_close(encode(encoder, batch), x.double().mean(1), **TIGHT)
+    owner = learner()
+    found = encoder.prototypes(owner, owner.state(), batch)
+    wanted = torch.stack([x[:, :3].double().mean(1), x[:, 3:].double().mean(1)], 1)
+    assert_close(found, wanted, **TIGHT)
+
+
 def test_a_masked_task_embeds_as_it_does_alone():
     tasks = draw_tasks([(5, 2), (2, 6), (3, 3)])
     encoder = tr.InputEncoder(extractor(), dim=4, metadata="all")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -186,6 +187,17 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
         return found
     # A parameter that still waits for its width cannot be detached, nor does it carry a graph.
     return {name: t if is_lazy(t) else t.detach() for name, t in found.items()}
+
+
+def precision(state: State) -> torch.dtype:
+    """What whole numbers become before they are averaged: the finest of the state, at least single.
+
+    Example:
+        >>> precision({"weight": torch.ones(1).double(), "steps": torch.ones(1).long()})
+        torch.float64
+    """
+    kinds = (t.dtype for t in state.values() if t.is_floating_point())
+    return functools.reduce(torch.promote_types, kinds, torch.float32)
 
 
 def views(state: State) -> dict[str, Tensor]:

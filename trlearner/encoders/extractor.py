@@ -88,6 +88,8 @@ class Extractor(nn.Module):
             together = rearrange(x, "tasks samples ... -> (tasks samples) ...")
             found = functional.pure_call(self.module, local, together)
             found = rearrange(found, "(tasks samples) ... -> tasks samples ...", tasks=len(x))
+        if not found.is_floating_point():  # tokens, say, which have no precision of their own
+            found = found.to(functional.precision(state))
         return found.flatten(2) if found.ndim > 2 else found[..., None]
 
     def _local_state(self, learner: Learner, state: State) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import fields, replace
-from functools import reduce
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from trlearner.batch import TaskBatch
 from trlearner.engines import batched, guard
 from trlearner.engines.graph import Function, Graph, build
 from trlearner.engines.settings import Settings, ignore, settings
+from trlearner.functional import precision
 from trlearner.output import Draws, Output
 from trlearner.samples import Samples
 from trlearner.seam import Engine
@@ -218,8 +218,7 @@ def _flatten(state: State, batch: TaskBatch, draws: Draws) -> dict[str, Tensor]:
     found |= _parts("support", batch.support) | _parts("query", batch.query)
     if draws.related:
         # Tokens have no precision of their own; then it is that of the parameters.
-        kinds = [query.dtype] if query.is_floating_point() else [t.dtype for t in state.values()]
-        dtype = reduce(torch.promote_types, (kind for kind in kinds if kind.is_floating_point))
+        dtype = query.dtype if query.is_floating_point() else precision(state)
         for name in ("lam", "temperature"):
             value = getattr(draws, name)
             if isinstance(value, Tensor):  # not a copy: a temperature may be learned
