@@ -12,6 +12,7 @@ from torch.nn.functional import mse_loss
 import contracts
 import trlearner as tr
 from trlearner import one_thread
+from trlearner.engines import blame
 
 BATCH = contracts.regression_batch(tasks=3, support=2)
 REFUSED = r"being run by another thread, .*copy\.deepcopy\(learner\)"
@@ -127,6 +128,20 @@ def test_an_error_sets_the_modules_free() -> None:
     thread, results = other_thread(lambda: adapted(learner))
     thread.join()
     contracts.close(results[0], expected, 1e-12)
+
+
+def test_what_another_thread_runs_is_not_taken_for_a_failed_call() -> None:
+    model = Gate()
+    learner = tr.MAML(model, 0.1, 1, engine="loop")
+    model.open.clear()
+    calls = blame._Calls(learner)
+    with calls.recorded():
+        thread, _ = other_thread(lambda: adapted(learner))
+        assert model.inside.wait(60)
+        running = list(calls.running)
+        model.open.set()
+        thread.join()
+    assert running == []
 
 
 def test_the_backward_pass_may_run_in_another_thread() -> None:

@@ -9,6 +9,10 @@ from types import TracebackType
 from torch import nn
 
 
+class Busy(RuntimeError):
+    """Another thread runs the same modules."""
+
+
 class OneThread:
     """While it is open, other threads that open one on any of these modules are refused.
 
@@ -36,7 +40,7 @@ class OneThread:
         with _lock:
             if _running:
                 if any(_running.get(key, me) != me for key in taken):
-                    raise RuntimeError(
+                    raise Busy(
                         "this learner or encoder is being run by another thread, which has put other "
                         "parameters in place of its own. Give each thread a copy, copy.deepcopy(learner), or "
                         "let the threads take turns with a threading.Lock around each meta-step."

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from trlearner.engines import loop
 from trlearner.engines.second_order import ONCE, advice
 from trlearner.functional import random_state_kept
 from trlearner.loss import task_loss
+from trlearner.one_thread import Busy
 from trlearner.rows import unbound
 from trlearner.samples import Samples
 from trlearner.seam import GradientTaskLearner, TaskLearner
@@ -40,8 +42,8 @@ def blaming(
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
+    except (torch.OutOfMemoryError, Busy):
+        raise  # a trial would need memory, or modules that another thread is using
     except Exception as error:
         mistake = own_mistake(learner, loss_fn, parts)
         if mistake is None or (type(mistake), str(mistake)) == (type(error), str(error)):
@@ -149,12 +151,17 @@ class _Calls:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
+        me = get_ident()
+
         def enters(module: nn.Module, given: Any) -> None:
+            if get_ident() != me:  # another thread, which runs the same modules between our calls
+                return
             tensors = [t for t in given if isinstance(t, Tensor)]
             self.running.append((self._names.get(module, ""), module, tensors))
 
         def leaves(module: nn.Module, given: Any, output: Any) -> None:
-            self.running.pop()
+            if get_ident() == me:
+                self.running.pop()
 
         handles = [m.register_forward_pre_hook(enters) for m in self._modules]
         handles += [m.register_forward_hook(leaves) for m in self._modules]

@@ -14,6 +14,7 @@ from trlearner.engines import batched, channels_last, compiled, higher, loop
 from trlearner.engines.blame import own_mistake
 from trlearner.functional import random_state_kept
 from trlearner.loss import check_decomposes
+from trlearner.one_thread import Busy
 from trlearner.samples import Samples
 from trlearner.seam import Engine, GradientTaskLearner, TaskLearner
 from trlearner.types import LossFn
@@ -228,6 +229,8 @@ def _runs(name: str, learner: TaskLearner, samples: Samples, loss_fn: LossFn) ->
 def _try(name: str, learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> bool:
     try:
         _trial(learner, samples[:2], loss_fn, ENGINES[name], steps=1)
+    except Busy:
+        raise
     except (RuntimeError, NotImplementedError) as error:
         mistake = own_mistake(learner, loss_fn, {"batch.support": samples})
         if mistake is not None:
