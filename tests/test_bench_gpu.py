@@ -76,7 +76,7 @@ def test_all_rows_have_a_name_of_their_own():
     assert len(set(names)) == len(names) > 70
 
 
-def test_whoever_must_not_wait_and_waits_has_failed():
+def test_a_row_that_waits_where_it_must_not_has_failed():
     assert agreement.row(0.0, 1e-9, 0, strict=True)["ok"]
     assert not agreement.row(0.0, 1e-9, 2, strict=True)["ok"]
     assert agreement.row(0.0, 1e-9, 2, strict=False)["ok"]

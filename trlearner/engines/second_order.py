@@ -1,4 +1,4 @@
-"""Operations that torch differentiates only once, and what to do about them."""
+"""Operations without a second derivative, and what to do about each."""
 
 from __future__ import annotations
 
