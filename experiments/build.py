@@ -83,7 +83,6 @@ def make_regularizer(
         align=problem.align if config.align == "auto" else config.align,
         top_k=config.top_k,
         queries=config.relation_queries,
-        planned_steps=config.steps,
         sampler=sampler,
         generator=torch.Generator().manual_seed(config.seed),
     )

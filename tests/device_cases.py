@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 import contracts
 import trlearner as tr
 from pretend_device import DEVICE, waits
-from trlearner.engines import compiled
+from trlearner import graph_step
+from trlearner.meta_step import StepState
 from trlearner.output import Draws
 
 CPU = torch.device("cpu")
@@ -95,8 +96,11 @@ def collect(
 def graph_inputs(device: torch.device) -> Found:
     """λ and the temperature as inputs of a compiled step."""
     batch = contracts.regression_batch().to(device)
+    reg = tr.TRLearner(encoder()).to(device)
     waits.clear()
-    found = compiled._flatten({}, batch, Draws(0.3, 0.1, True, None))
+    found = graph_step._inputs(
+        reg.parts._replace(lam=0.3), StepState({}, {}), batch, Draws(True, None)
+    )
     return [found["lam"], found["temperature"]]
 
 

@@ -97,13 +97,10 @@ def test_auto_is_loop_where_a_megabyte_of_parameters_adapts_on_a_cpu(hidden, exp
     head = nn.Linear(hidden, 1).double()
     learner = tr.MAML(nn.Sequential(wide, head))
     batch = regression()
-    assert learner.check(batch.support, F.mse_loss).name == expected
-    assert learner.check(batch.support, F.mse_loss, planned_steps=10**6).name == (
-        "compiled" if expected == "batched" else "loop"
-    )
+    assert learner.engine_for(batch.support, F.mse_loss).name == expected
     # What stays as it is does not count.
     assert (
-        tr.ANIL(nn.Sequential(wide, head), head="1").check(batch.support, F.mse_loss).name
+        tr.ANIL(nn.Sequential(wide, head), head="1").engine_for(batch.support, F.mse_loss).name
         == "batched"
     )
 

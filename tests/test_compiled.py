@@ -7,6 +7,7 @@ test_engines.py, test_learners.py and test_regularizer.py.
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +17,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 import contracts
 import trlearner as tr
 from contracts import close
-from trlearner.engines import choose, compiled
-from trlearner.engines.graph import NotCompilable
+from trlearner.engines import compiled
 
 ROUNDING = 1e-5
 
@@ -110,7 +110,7 @@ def test_changed_settings_are_traced_anew(builds: list[str]) -> None:
     with pytest.warns(UserWarning, match="changed: settings of the learner"):
         after = reg(learner, batch).task_loss
     assert before != after
-    reg.normalize = "softmax"
+    reg.options = replace(reg.options, normalize="softmax")
     with pytest.warns(UserWarning, match="changed: settings of the regularizer"):
         reg(learner, batch)
     assert len(builds) == 3
@@ -441,33 +441,6 @@ def test_a_loss_with_weights_of_its_own_is_part_of_the_graph(builds: list[str]) 
         close(found[0], expected[0])
         close(found[1], expected[1])
     assert len(builds) == 2
-
-
-def test_auto_compiles_where_enough_steps_are_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(choose.ENGINES, "compiled", compiled.TRACED)  # no compiler is needed here
-    batch = contracts.regression_batch()
-    for planned, expected in ((None, "batched"), (4_999, "batched"), (5_000, "traced")):
-        learner = contracts.learner("maml", contracts.net(), "auto")
-        reg = regularizer(planned_steps=planned)
-        assert reg(learner, batch).engine == expected
-        with torch.no_grad():
-            assert reg(learner, batch).engine == "batched"
-
-
-def test_auto_goes_on_without_a_compiler_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*arguments, **options):  # type: ignore[no-untyped-def]
-        raise NotCompilable("no compiler here")
-
-    monkeypatch.setattr(compiled, "build", missing)
-    learner = contracts.learner("maml", contracts.net(), "auto")
-    reg, batch = regularizer(planned_steps=10_000), contracts.regression_batch()
-    with pytest.warns(
-        UserWarning, match="engine='auto' goes on with 'batched', for no compiler here"
-    ):
-        assert reg(learner, batch).engine == "batched"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert reg(learner, batch).engine == "batched"
 
 
 def test_layouts_that_tracing_does_not_foresee_are_no_obstacle() -> None:

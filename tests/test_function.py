@@ -54,7 +54,7 @@ def truth(
         found = reference.function_embedding(lambda x: predict(adapted, x), reg.encoder.probe)
         return found.detach() if reg.encoder.detach else found
 
-    options = {"kind": kind, "normalize": reg.normalize, "temperature": reg.temperature}
+    options = {"kind": kind, "normalize": reg.options.normalize, "temperature": reg.temperature}
     found = reference.meta_loss(
         contracts.tasks_of(batch),
         adapt_task,
@@ -188,8 +188,7 @@ def test_the_embedding_is_what_adapted_models_predict() -> None:
     learner, reg = contracts.learner("tnet", contracts.net(), "batched"), regularizer()
     adapted = learner.adapt(batch.support, mse_loss)
     wanted = adapted(probe().expand(4, -1, -1)).flatten(1)
-    state = learner.state() | {"regularizer.encoder.probe": reg.encoder.probe}
-    found = reg.encoder.encode(learner, state, batch, adapted.fast)
+    found = reg.encoder.encode({"probe": reg.encoder.probe}, batch, adapted)
     assert found.shape == (4, reg.encoder.dim) == (4, PROBES * OUTPUTS)
     close(found, wanted, 1e-12)
 
@@ -338,7 +337,7 @@ def test_a_probe_that_wants_a_gradient_gets_none() -> None:
 
 def test_lambda_zero_never_asks() -> None:
     reg = regularizer()
-    reg.lam, reg.encoder.ask, reg.encoder.prepare = 0.0, None, None  # would raise if called
+    reg.lam, reg.encoder.encode, reg.encoder.prepare = 0.0, None, None  # would raise if called
     out = reg(contracts.learner("maml", contracts.net(), "batched"), contracts.regression_batch())
     assert torch.isfinite(out.loss)
 

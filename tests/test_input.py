@@ -37,8 +37,7 @@ def draw_tasks(sizes: list[tuple[int, int]], seed: int = 0):
 
 def encode(encoder: tr.Encoder, batch: tr.TaskBatch, owner: tr.Learner | None = None) -> Tensor:
     owner = owner or learner()
-    state = owner.state() | {f"regularizer.encoder.{n}": t for n, t in tensors(encoder).items()}
-    return encoder.encode(owner, state, batch, {})
+    return encoder.encode(tensors(encoder), batch, contracts.models(owner))
 
 
 SIZES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4)
@@ -62,7 +61,7 @@ def test_whole_numbers_are_averaged_in_the_precision_of_the_model():
     encoder = tr.InputEncoder(None, dim=2)
     assert_close(encode(encoder, batch), x.double().mean(1), **TIGHT)
     owner = learner()
-    found = encoder.prototypes(owner, owner.state(), batch)
+    found = encoder.prototypes({}, batch, contracts.models(owner))
     wanted = torch.stack([x[:, :3].double().mean(1), x[:, 3:].double().mean(1)], 1)
     assert_close(found, wanted, **TIGHT)
 
@@ -116,8 +115,8 @@ def test_detach_trains_the_extractor_by_nothing():
     labels = torch.tensor([[0, 1, 1, 0]] * 2)
     x = draw_tasks([(4, 1)])[0][0][0].repeat(2, 1, 1)
     classes = tr.TaskBatch((x, labels), (x, labels), ways=2)
-    state = {f"regularizer.encoder.{n}": t for n, t in tensors(encoder).items()}
-    assert not encoder.prototypes(learner(), state, classes).requires_grad
+    models = contracts.models(learner())
+    assert not encoder.prototypes(tensors(encoder), classes, models).requires_grad
 
 
 @pytest.mark.parametrize("detach", [False, True])
@@ -145,8 +144,7 @@ def test_prototypes_equal_the_reference():
     mask = torch.tensor([[True] * 5, [True, False, True, True, False], [False] + [True] * 4])
     batch = tr.TaskBatch(tr.Samples(x, y, mask), (x, y), ways=3)
     encoder = tr.InputEncoder(g, dim=4)
-    state = {f"regularizer.encoder.{n}": t for n, t in tensors(encoder).items()}
-    found = encoder.prototypes(owner, state, batch)
+    found = encoder.prototypes(tensors(encoder), batch, contracts.models(owner))
     for i in range(3):
         wanted = reference.prototypes(g, x[i][mask[i]], y[i][mask[i]], 3)
         assert_close(found[i], wanted, **TIGHT)

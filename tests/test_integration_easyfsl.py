@@ -1,6 +1,7 @@
 """Episodes and classifiers of easyfsl with the relation term; without its plots, torchvision and pandas."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -130,7 +131,7 @@ def test_memory_is_flat(peer) -> None:  # type: ignore[no-untyped-def]
     batch, on = contracts.class_batch(), loop_on(peer)
 
     def loop(model: nn.Module, _: tr.TaskBatch, reg: tr.TRLearner) -> Tensor:
-        reg.loss_fn, reg.align = cross_entropy, "sinkhorn"
+        reg.loss_fn, reg.options = cross_entropy, replace(reg.options, align="sinkhorn")
         return on(model, batch, reg)
 
     memory_is_flat(loop)

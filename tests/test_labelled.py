@@ -38,8 +38,7 @@ def encoder(g: nn.Module | None = None, **options: object) -> tr.LabelledEncoder
 def encode(e: tr.Encoder, batch: tr.TaskBatch) -> Tensor:
     owner = learner()
     e.prepare(owner, batch)
-    state = owner.state() | {f"regularizer.encoder.{n}": t for n, t in tensors(e).items()}
-    return e.encode(owner, state, batch, {})
+    return e.encode(tensors(e), batch, contracts.models(owner))
 
 
 def weights(e: tr.LabelledEncoder) -> dict[str, Tensor]:
@@ -183,8 +182,8 @@ def test_detach_trains_the_set_encoder_but_not_the_features():
 def test_prototypes_equal_the_reference():
     g, owner = features(), learner()
     e, tasks = encoder(g), classes([[0, 1, 2, 1], [3], [2, 2, 0]])
-    state = {f"regularizer.encoder.{n}": t for n, t in tensors(e).items()}
-    found = e.prototypes(owner, state, tr.TaskBatch.from_tasks(tasks, ways=4))
+    batch = tr.TaskBatch.from_tasks(tasks, ways=4)
+    found = e.prototypes(tensors(e), batch, contracts.models(owner))
     for rows, ((x, y), _) in zip(found, tasks, strict=True):
         assert_close(rows, reference.prototypes(g, x, y, 4), **TIGHT)
 

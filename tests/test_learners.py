@@ -283,9 +283,10 @@ def test_a_rate_belongs_to_whole_names_only() -> None:
     """Layer 10 is not below layer 1."""
     model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(11)))
     learner = tr.MAML(model, lr={"": 0.1, "1": 0.5, "10.bias": 0.7})
-    assert learner.rate({}, "model.1.weight", 0) == 0.5
-    assert learner.rate({}, "model.10.weight", 0) == 0.1
-    assert learner.rate({}, "model.10.bias", 0) == 0.7
+    sizes = learner.step_sizes({}, learner.trainable())
+    assert sizes["model.1.weight"] == 0.5
+    assert sizes["model.10.weight"] == 0.1
+    assert sizes["model.10.bias"] == 0.7
 
 
 def test_adapted_models_take_samples_with_their_mask() -> None:

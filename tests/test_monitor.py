@@ -5,6 +5,7 @@ import io
 import math
 import pathlib
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -352,7 +353,7 @@ def test_alignment_confidence_is_that_of_the_soft_matching() -> None:
                 soft = tr.sinkhorn(torch.stack([torch.stack(list(p[j])), torch.stack(list(p[i]))]))
                 best += [max(row) for row in soft[0, 1].tolist()]
     assert writer.last("relations/alignment_confidence") == pytest.approx(sum(best) / len(best))
-    reg.align = "hungarian"
+    reg.options = replace(reg.options, align="hungarian")
     reg(learner, batch)
     assert writer.last("relations/alignment_confidence") == 1.0
 

@@ -22,11 +22,11 @@ SUITE = [
 MUTANTS = {
     "relation term dropped": (
         "meta_step.py",
-        "own + draws.lam * term.loss",
+        "own + parts.lam * term.loss",
         "own + 0 * term.loss",
     ),
-    "task term dropped": ("meta_step.py", "own + draws.lam * term.loss", "draws.lam * term.loss"),
-    "lambda dropped": ("meta_step.py", "own + draws.lam * term.loss", "own + term.loss"),
+    "task term dropped": ("meta_step.py", "own + parts.lam * term.loss", "parts.lam * term.loss"),
+    "lambda dropped": ("meta_step.py", "own + parts.lam * term.loss", "own + term.loss"),
     "w_ij swapped for w_ji": (
         "consistency.py",
         "share = weights.T.reshape(*weights.T",
@@ -34,8 +34,8 @@ MUTANTS = {
     ),
     "diagonal included": (
         "consistency.py",
-        "keep = ~torch.eye(tasks, dtype=torch.bool",
-        "keep = torch.ones(tasks, tasks, dtype=torch.bool",
+        "counts = ~torch.eye(len(relations), dtype=torch.bool",
+        "counts = torch.ones(len(relations), len(relations), dtype=torch.bool",
     ),
     "weights not normalized": (
         "consistency.py",
@@ -44,7 +44,11 @@ MUTANTS = {
     ),
     "relu dropped": ("consistency.py", "relations.relu() + FLOOR", "relations + FLOOR"),
     "floor dropped": ("consistency.py", "relations.relu() + FLOOR", "relations.relu()"),
-    "temperature dropped": ("consistency.py", "relations / temperature", "relations"),
+    "temperature dropped": (
+        "consistency.py",
+        "(relations - most) / temperature",
+        "(relations - most)",
+    ),
     "heads not averaged": (
         "relation.py",
         "head_relations(embeddings, weight).mean(0)",
@@ -53,21 +57,21 @@ MUTANTS = {
     "one norm dropped": ("relation.py", "return units @ units.mT", "return units @ views.mT"),
     "relation detached": (
         "meta_step.py",
-        "relations, settings.normalize",
-        "relations.detach(), settings.normalize",
+        "relations, options.normalize",
+        "relations.detach(), options.normalize",
     ),
     "own loss of other task": (
         "meta_step.py",
-        "engine.loss(loss_fn, mixed, chosen.y, ",
-        "engine.loss(loss_fn, mixed, chosen.y.roll(1, 0), ",
+        "models.losses(loss_fn, mixed, query)",
+        "models.losses(loss_fn, mixed.roll(1, 0), query)",
     ),
     "first order everywhere": (
-        "engines/loop.py",
+        "engines/one_task.py",
         "create_graph=not first_order",
         "create_graph=False",
     ),
     "second order everywhere": (
-        "engines/loop.py",
+        "engines/one_task.py",
         "create_graph=not first_order",
         "create_graph=True",
     ),

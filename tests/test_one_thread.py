@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 
 import contracts
 import trlearner as tr
-from trlearner import one_thread
+from trlearner import functional as one_thread
 from trlearner.engines import blame
 
 BATCH = contracts.regression_batch(tasks=3, support=2)

@@ -1,6 +1,7 @@
 """What training loops do besides: accumulation, clipping, lower precision and gradient scalers."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -122,7 +123,8 @@ def lowered(kind: str, enabled: bool) -> tuple[tr.collect.Collected, list[torch.
         return own(predictions, targets)
 
     model, reg, batch = single(contracts.class_batch() if classes else contracts.regression_batch())
-    reg.loss_fn, reg.align = watched, "sinkhorn" if classes else "none"
+    reg.loss_fn = watched
+    reg.options = replace(reg.options, align="sinkhorn" if classes else "none")
     ways = contracts.OUTPUTS if classes else None
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
         assert model(batch.query.x[0]).dtype == (torch.bfloat16 if enabled else torch.float32)

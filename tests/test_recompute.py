@@ -253,9 +253,11 @@ def test_no_graph_is_compiled_where_steps_are_computed_again() -> None:
     batch = contracts.regression_batch()
     for engine in ("auto", "tune"):
         learner = learner_of(2, recompute=True, engine=engine)
-        reg = tr.TRLearner(tr.LabelledEncoder(None, dim=4), planned_steps=10**7).double()
+        reg = tr.TRLearner(tr.LabelledEncoder(None, dim=4)).double()
         assert reg(learner, batch).engine in ("loop", "batched")
-        engine_of_look = looking_engine("auto", learner.check(batch.support, mse_loss), learner)
+        engine_of_look = looking_engine(
+            "auto", learner.engine_for(batch.support, mse_loss), learner
+        )
         assert engine_of_look.name in ("loop", "batched")
     with pytest.raises(ValueError, match="engine='traced' makes one graph"):
         looking_engine("traced", engine_of_look, learner)

@@ -144,10 +144,9 @@ def test_top_k_asks_only_the_nearest_and_equals_the_full_mixture(engine: str, al
     reg = regularizer(top_k=2, loss_fn=cross_entropy, align=align)
     out = reg(learner, batch)
     adapted = learner.adapt(batch.support, cross_entropy)
-    state = learner.state() | {"regularizer." + n: p for n, p in reg.named_parameters()}
     matching = None
     if align == "sinkhorn":
-        matching = tr.sinkhorn(reg.encoder.prototypes(learner, state, batch))
+        matching = tr.sinkhorn(reg.encoder.prototypes(tensors(reg.encoder), batch, adapted))
     expected = tr.relation_consistency(
         adapted.cross(batch.query.x),
         batch.query.y,
@@ -373,7 +372,7 @@ def test_alignment_needs_prototypes() -> None:
     class Plain(tr.Encoder):
         dim = 2
 
-        def encode(self, learner, state, batch, fast):  # type: ignore[no-untyped-def]
+        def encode(self, state, batch, models):  # type: ignore[no-untyped-def]
             return batch.support.x.mean(1)
 
     with pytest.raises(ValueError, match="which Plain does not have"):

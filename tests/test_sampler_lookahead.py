@@ -70,7 +70,7 @@ def test_the_gradient_is_that_of_the_held_out_loss_after_a_step(
     batch, loss_fn = made(tasks=7), mse_loss if kind == "numbers" else cross_entropy
     learner = contracts.learner(name, contracts.net(), engine)
     weights = torch.tensor([0.1, 0.4, 0.3, 0.2], dtype=torch.float64)
-    runner = eager_engine(learner.check(batch.support, loss_fn))
+    runner = eager_engine(learner.engine_for(batch.support, loss_fn))
     found = lookahead(runner, learner, batch[:4], batch[4:], weights, loss_fn, LR)
     close(found, differences(learner, batch[:4], batch[4:], weights, loss_fn))
 

@@ -185,11 +185,13 @@ def in_two_phases(reg: tr.TRLearner, net: nn.Module, batch: tr.TaskBatch) -> Ten
 def consistency(reg: tr.TRLearner, net: nn.Module, batch: tr.TaskBatch) -> Tensor:
     predictions = torch.stack([net(batch.query.x)] * len(batch))
     m = torch.ones(len(batch), len(batch))
-    return tr.relation_consistency(predictions, batch.query.y, m, reg.loss_fn, mixture=reg.mixture)
+    return tr.relation_consistency(
+        predictions, batch.query.y, m, reg.loss_fn, mixture=reg.options.mixture
+    )
 
 
 def remembered(reg: tr.TRLearner, net: nn.Module, batch: tr.TaskBatch) -> object:
-    memory = tr.TaskMemory(tr.MAML(net, lr=0.1, steps=0), reg.loss_fn, mixture=reg.mixture)
+    memory = tr.TaskMemory(tr.MAML(net, lr=0.1, steps=0), reg.loss_fn, mixture=reg.options.mixture)
     memory.remember(batch)  # without a step nothing asks for a loss
     return memory.adapt(batch.support)
 

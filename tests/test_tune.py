@@ -34,34 +34,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_the_fastest_wins_and_is_told(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
     pauses = {"loop": 0.004, "batched": 0.001}
-    assert (
-        tune.fastest(lambda name: clock.pass_by(pauses[name]), ("loop", "batched"), None)
-        == "batched"
-    )
+    assert tune.fastest(lambda name: clock.pass_by(pauses[name]), ("loop", "batched")) == "batched"
     told = capfd.readouterr().err
     assert told.startswith("trlearner: engine='tune' took 'batched': loop ") and "ms a step" in told
-
-
-@pytest.mark.parametrize(
-    ("compiling", "step", "planned", "expected"),
-    [
-        (0.3, 0.001, 100_000, "compiled"),
-        (0.3, 0.001, 100, "batched"),  # not even tried
-        (0.3, 0.02, 100_000, "batched"),  # tried, and slower
-    ],
-)
-def test_compiling_is_tried_and_taken_where_the_planned_steps_pay_for_it(
-    clock: Clock, compiling: float, step: float, planned: int, expected: str
-) -> None:
-    taken: list[str] = []
-
-    def run(name: str) -> None:
-        first = name == "compiled" and name not in taken
-        taken.append(name)
-        clock.pass_by(compiling if first else step if name == "compiled" else 0.005)
-
-    assert tune.fastest(run, ("batched",), planned) == expected
-    assert ("compiled" in taken) == (planned == 100_000)
 
 
 def test_an_engine_that_cannot_run_is_out_and_a_failed_compiler_told(
@@ -72,7 +47,7 @@ def test_an_engine_that_cannot_run_is_out_and_a_failed_compiler_told(
             raise RuntimeError(f"{name} is broken\nsecond line")
         time.sleep(0.001)
 
-    assert tune.fastest(run, ("loop", "batched"), 10**9) == "loop"
+    assert tune.fastest(run, ("loop", "batched")) == "loop"
     assert "compiled failed (compiled is broken)" in capfd.readouterr().err
 
 
@@ -81,7 +56,7 @@ def test_where_nothing_runs_the_reason_is_raised() -> None:
         raise ValueError("the loss wants labels")
 
     with pytest.raises(ValueError, match="the loss wants labels"):
-        tune.fastest(run, ("loop", "batched"), None)
+        tune.fastest(run, ("loop", "batched"))
 
 
 def tuned(engine: str) -> tuple[tr.Learner, tr.TRLearner]:

@@ -47,7 +47,7 @@ def truth(
         return found.detach() if e.detach else found
 
     tasks = contracts.tasks_of(batch)
-    options = {"normalize": reg.normalize, "temperature": reg.temperature}
+    options = {"normalize": reg.options.normalize, "temperature": reg.temperature}
     found = reference.meta_loss(
         tasks, adapt_task, predict, embed, reg.relation.weight, reg.lam, reg.loss_fn, **options
     )
@@ -325,8 +325,8 @@ def test_a_learner_of_ones_own_that_moves_a_buffer(engine: str) -> None:
         def start(self, state: tr.types.State) -> tr.types.Fast:
             return {"offset": state["offset"]}
 
-        def rate(self, state: tr.types.State, name: str, step: int) -> float:
-            return 0.5
+        def step_sizes(self, state: tr.types.State, names: list[str]) -> dict[str, float]:
+            return {"offset": 0.5}
 
         def predict(self, state: tr.types.State, fast: tr.types.Fast, features: Tensor) -> Tensor:
             return super().predict(state, {}, features) + fast["offset"]

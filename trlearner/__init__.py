@@ -11,7 +11,7 @@ from trlearner.encoders.input import InputEncoder
 from trlearner.encoders.labelled import LabelledEncoder
 from trlearner.encoders.protocol import Encoder
 from trlearner.encoders.update import UpdateEncoder
-from trlearner.learners.adapted import Adapted
+from trlearner.engines.adapted import Adapted
 from trlearner.learners.anil import ANIL
 from trlearner.learners.maml import MAML
 from trlearner.learners.metasgd import MetaSGD

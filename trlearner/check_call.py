@@ -6,22 +6,21 @@ from typing import Any
 
 from trlearner.batch import TaskBatch
 from trlearner.consistency import mixture_kind
-from trlearner.engines import compiled
+from trlearner.encoders.protocol import Encoder, HasPrototypes
+from trlearner.engines.choose import ENGINES
 from trlearner.head import check_learner
 from trlearner.learners.protocol import Learner
-from trlearner.meta_step import Settings
+from trlearner.meta_step import Parts
+from trlearner.options import Align
 
 
-def check_call(
-    settings: Settings, learner: Any, batch: Any, related: bool, tasks: int | None = None
-) -> list[str]:
+def check_call(parts: Parts, learner: Any, batch: Any, tasks: int | None = None) -> list[str]:
     """Refuse what is no learner or no batch, or does not go with the options.
 
     Args:
-        settings: The options.
+        parts: Of the regularizer.
         learner: What was given for it.
         batch: What was given for it.
-        related: Whether there is to be a relation term.
         tasks: How many there are in all, where the batch is one rank's share.
 
     Returns:
@@ -41,19 +40,21 @@ def check_call(
             f"batch must be a TaskBatch, got {type(batch).__name__}. Build one with "
             "tr.TaskBatch(support=(xs, ys), query=(xq, yq))."
         )
-    if not related:
+    options = parts.options
+    if parts.lam == 0:
         return []
-    mixture_kind(settings.mixture, batch.query.y, settings.normalize)
-    if settings.head is not None:
-        check_learner(learner, settings.head, batch.support, settings.loss_fn)
-    if settings.align == "hungarian" and learner.engine in compiled.NAMES:
+    mixture_kind(options.mixture, batch.query.y, options.normalize)
+    if options.head is not None:
+        check_learner(learner, options.head, batch.support, parts.loss_fn)
+    engine = ENGINES.get(learner.engine)
+    if options.align == "hungarian" and engine is not None and engine.graphs:
         raise ValueError(
             f"align='hungarian' cannot be part of a graph, which engine={learner.engine!r} needs. "
             "Use align='sinkhorn' or engine='batched'."
         )
-    if settings.align != "none" and batch.ways is None:
+    if options.align != "none" and batch.ways is None:
         raise ValueError(
-            f"align={settings.align!r} needs the number of classes: build TaskBatch(..., ways=5)."
+            f"align={options.align!r} needs the number of classes: build TaskBatch(..., ways=5)."
         )
     tasks = len(batch) if tasks is None else tasks
     if tasks == 1:
@@ -64,3 +65,16 @@ def check_call(
             "the relations learn nothing. Use three tasks or more."
         ]
     return []
+
+
+def check_align(align: Align, encoder: Encoder) -> None:
+    """Refuse to align classes by prototypes that an encoder does not have.
+
+    Raises:
+        ValueError: Naming the encoder, and others.
+    """
+    if align != "none" and not isinstance(encoder, HasPrototypes):
+        raise ValueError(
+            f"align={align!r} compares class prototypes, which {type(encoder).__name__} "
+            "does not have. Use InputEncoder or LabelledEncoder, or align='none'."
+        )

@@ -9,18 +9,14 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from trlearner.asked import Asked, Predict, without_gradient
 from trlearner.batch import TaskBatch
 from trlearner.checks import check_flag, check_function, check_instance, check_pair, check_whole
-from trlearner.encoders.protocol import Encoder
-from trlearner.encoders.update import UpdateEncoder
-from trlearner.engines.second_order import explain_backward
+from trlearner.collected_models import CollectedModels, Predict, without_gradient
+from trlearner.engines.second_order import explain_backward, sound
 from trlearner.late_binding import bindings, rebound, same
-from trlearner.learners.protocol import Learner
 from trlearner.loss import task_loss
 from trlearner.output import Term
 from trlearner.samples import Pair
-from trlearner.seam import Engine
 from trlearner.two_phase import Adapt, Answer, Cut, cut
 from trlearner.types import LossFn, SeesParts
 from trlearner.warn import warn
@@ -31,13 +27,9 @@ class Regularizer(Protocol, metaclass=SeesParts):
     """What collecting needs of `TRLearner`."""
 
     lam: float
-    encoder: Encoder
     loss_fn: LossFn
 
-    def check_options(self) -> None:
-        """Refuse options that make no sense."""
-
-    def term_of(self, learner: Learner, engine: Engine, batch: TaskBatch) -> Term:
+    def term_of(self, models: CollectedModels, batch: TaskBatch) -> Term:
         """The relation term of models that were adapted elsewhere."""
 
 
@@ -260,23 +252,17 @@ class Collected:
                 "no task was added: call add(predict, support=..., query=...) for each."
             )
         regularizer = self.regularizer
-        regularizer.check_options()
         if regularizer.lam == 0:
             return self._nothing()
-        if isinstance(regularizer.encoder, UpdateEncoder):
-            raise ValueError(
-                "UpdateEncoder looks at what a trlearner learner changed, which a loop of your own does "
-                "not show. Use InputEncoder, LabelledEncoder or FunctionEncoder."
-            )
         _check_devices(self._tasks, regularizer)
         ids = None if None in self._ids else self._ids
         batch = TaskBatch.from_tasks(self._tasks, ids=ids, ways=self.ways)
         if len(batch) == 1:
             warn("a batch of one task has no neighbours: its relation loss is 0.")
             return self._nothing()
-        asked = Asked(self._models, self.together)
-        self.term = regularizer.term_of(asked, asked.asking(), batch)
-        explain_backward(regularizer, "collected", [self.term.loss])
+        self.term = regularizer.term_of(CollectedModels(self._models, self.together), batch)
+        if "collected" not in sound.get(regularizer, ()):
+            explain_backward(regularizer, "collected", [self.term.loss])
         scale = len(batch) if self.reduction == "sum" else 1
         return regularizer.lam * scale * self.term.loss
 

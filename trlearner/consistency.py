@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -14,7 +15,9 @@ from trlearner.ignored import check_labelled
 from trlearner.loss import task_loss
 from trlearner.types import LossFn
 
-Normalize = Literal["sum", "softmax", "quotient"]
+Normalize = Literal["sum", "softmax", "quotient"] | Callable[[Tensor, Tensor], Tensor]
+"""A name, or ``(relations [tasks, models], counts [tasks, models]) -> weights``, with `counts` true where a
+model may have weight."""
 Mixture = Literal["auto", "values", "logits"]
 
 FLOOR = 1e-6
@@ -37,7 +40,8 @@ def relation_weights(
 
     Args:
         relations: M of a batch.
-        normalize: See above.
+        normalize: See above; or a function ``(relations, counts) -> weights``, where `counts` is true where a
+            model may have weight.
         temperature: For ``"softmax"``, above 0; a tensor's value is not looked at.
         top_k: Only so many neighbours with the largest m_ij keep weight; all, if there are no more.
 
@@ -60,41 +64,78 @@ def relation_weights(
         )
     check_temperature(temperature)
     check_whole("top_k", top_k, optional=True)
+    return weights_of(relations, normalize, temperature, neighbours(relations, top_k))
+
+
+def neighbours(
+    relations: Float[Tensor, "tasks models"], top_k: int | None
+) -> Shaped[Tensor, "tasks top_k"] | None:
+    """Which other models have the largest relation to each task; ``None`` where all others do."""
+    tasks = len(relations)
+    if top_k is None or top_k >= tasks - 1:
+        return None
+    itself = torch.eye(tasks, dtype=torch.bool, device=relations.device)
+    return relations.masked_fill(itself, -torch.inf).topk(top_k, dim=1).indices
+
+
+def weights_of(
+    relations: Float[Tensor, "tasks models"],
+    normalize: Normalize,
+    temperature: float | Tensor,
+    chosen: Shaped[Tensor, "tasks top_k"] | None,
+) -> Float[Tensor, "tasks models"]:
+    """As `relation_weights`, unchecked, where `chosen` are the `neighbours`."""
     # In half precision what keeps divisors from 0 would be 0 itself.
     relations = relations.to(torch.promote_types(torch.float32, relations.dtype))
-    keep = ~torch.eye(tasks, dtype=torch.bool, device=relations.device)
-    if top_k is not None and top_k < tasks - 1:
-        keep = torch.zeros_like(keep).scatter(1, nearest(relations, top_k), True)
-    return _normalized(relations, keep, normalize, temperature)
-
-
-def nearest(relations: Float[Tensor, "tasks models"], top_k: int) -> Shaped[Tensor, "tasks top_k"]:
-    """Which other models have the largest relation to each task."""
-    tasks = len(relations)
-    itself = torch.eye(tasks, dtype=torch.bool, device=relations.device)
-    return relations.masked_fill(itself, -torch.inf).topk(min(top_k, tasks - 1), dim=1).indices
-
-
-def _normalized(
-    relations: Tensor, keep: Tensor, normalize: Normalize, temperature: float | Tensor
-) -> Tensor:
+    counts = ~torch.eye(len(relations), dtype=torch.bool, device=relations.device)
+    if chosen is not None:
+        counts = torch.zeros_like(counts).scatter(1, chosen, True)
     if normalize == "softmax":
-        # A row with nothing to keep (one task) is all zero rather than NaN.
-        # Taken off before the division: a low temperature would make infinities, and NaN of their difference.
-        most = torch.where(keep, relations, -torch.inf).detach().amax(1, keepdim=True)
-        most = torch.where(keep.any(1, keepdim=True), most, 0.0)
-        scores = torch.where(keep, (relations - most) / temperature, -torch.inf)
-        scores = torch.where(keep.any(1, keepdim=True), scores, 0.0)
-        return torch.where(keep, scores.softmax(1), 0.0)
+        return _by_softmax(relations, counts, temperature)
     if normalize == "sum":
-        raw = torch.where(keep, relations.relu() + FLOOR, 0.0)
-        return raw / raw.sum(1, keepdim=True).clamp(min=FLOOR)
+        return _by_sum(relations, counts)
     if normalize == "quotient":
-        raw = torch.where(keep, relations, 0.0)
-        total = raw.sum(1, keepdim=True)
-        tiny = torch.where(total < 0, -1e-12, 1e-12).to(total.dtype)
-        return raw / torch.where(total.abs() < 1e-12, tiny, total)
-    raise ValueError(f"normalize must be 'sum', 'softmax' or 'quotient', got {normalize!r}.")
+        return _by_quotient(relations, counts)
+    if callable(normalize):
+        return _by_function(normalize, relations, counts)
+    raise ValueError(
+        f"normalize must be 'sum', 'softmax', 'quotient' or a function, got {normalize!r}."
+    )
+
+
+def _by_sum(relations: Tensor, counts: Tensor) -> Tensor:
+    raw = torch.where(counts, relations.relu() + FLOOR, 0.0)
+    return raw / raw.sum(1, keepdim=True).clamp(min=FLOOR)
+
+
+def _by_softmax(relations: Tensor, counts: Tensor, temperature: float | Tensor) -> Tensor:
+    # A row with nothing to keep (one task) is all zero rather than NaN.
+    # Taken off before the division: a low temperature would make infinities, and NaN of their difference.
+    some = counts.any(1, keepdim=True)
+    most = torch.where(counts, relations, -torch.inf).detach().amax(1, keepdim=True)
+    most = torch.where(some, most, 0.0)
+    scores = torch.where(counts, (relations - most) / temperature, -torch.inf)
+    scores = torch.where(some, scores, 0.0)
+    return torch.where(counts, scores.softmax(1), 0.0)
+
+
+def _by_quotient(relations: Tensor, counts: Tensor) -> Tensor:
+    raw = torch.where(counts, relations, 0.0)
+    total = raw.sum(1, keepdim=True)
+    tiny = torch.where(total < 0, -1e-12, 1e-12).to(total.dtype)
+    return raw / torch.where(total.abs() < 1e-12, tiny, total)
+
+
+def _by_function(
+    normalize: Callable[[Tensor, Tensor], Tensor], relations: Tensor, counts: Tensor
+) -> Tensor:
+    weights = normalize(relations, counts)
+    if not isinstance(weights, Tensor) or weights.shape != relations.shape:
+        got = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ValueError(
+            f"normalize must return weights [tasks, models] = {list(relations.shape)}, got {got}."
+        )
+    return torch.where(counts, weights, 0.0)
 
 
 def mix(

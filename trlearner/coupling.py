@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from trlearner import functional
-from trlearner.engines import loop
+from trlearner.engines.one_task import adapt_task
 from trlearner.head import HasModel
-from trlearner.rows import unbound
 from trlearner.samples import Samples
 from trlearner.types import LossFn
 from trlearner.warn import warn
@@ -31,14 +30,13 @@ def examine_learner(learner: HasModel, samples: Samples, loss_fn: LossFn) -> Non
         samples: The tasks' support.
         loss_fn: The inner loss.
     """
-    if learner in _examined:
+    if learner in examined:
         return
 
     def run(x: Tensor) -> Tensor:
         state, (support, y) = learner.state(), samples.real(0)
-        one = Samples.unchecked(support[None], y[None], None, samples.ways)
         features = learner.embed(state, support)
-        (model,) = unbound(loop.adapt(learner, state, features[None], one, loss_fn, 0))
+        model = adapt_task(learner, state, features, y, samples.ways, loss_fn, 0)
         return learner.predict(state, model, learner.embed(state, x))
 
     examine(learner, learner.model, run, samples)
@@ -57,16 +55,16 @@ def examine(
         run: Computes one output for each sample: ``[samples, ...] -> [samples, ...]``.
         samples: The tasks.
     """
-    if owner in _examined:
+    if owner in examined:
         return
     layers = [m for m in module.modules() if isinstance(m, functional.SEQUENTIAL)]
     if not layers or any(m in functional.mixing for m in layers):
-        _examined.add(owner)
+        examined.add(owner)
         return
     x = samples.real(0)[0]
     if len(x) < 2 or functional.couples_samples(module):
         return
-    _examined.add(owner)
+    examined.add(owner)
     suspects = _suspects(layers, run, x)
     if suspects and depends(run, x):
         functional.mixing.update(suspects)
@@ -136,4 +134,5 @@ def depends(run: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     return False
 
 
-_examined: weakref.WeakSet[object] = weakref.WeakSet()
+examined: weakref.WeakSet[object] = weakref.WeakSet()
+"""Whoever was examined."""

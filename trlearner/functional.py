@@ -1,11 +1,13 @@
-"""Calling modules as pure functions of an explicit state."""
+"""Calling modules as pure functions of an explicit state, one thread at a time."""
 
 from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from threading import Lock, get_ident
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -14,7 +16,6 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from trlearner.one_thread import OneThread
 from trlearner.types import State
 
 SEQUENTIAL = (nn.RNNBase, nn.MultiheadAttention)
@@ -55,6 +56,61 @@ def pure_call(module: nn.Module, state: State, *args: Any) -> Any:
                     given[path] = value.clone() if name in one._buffers else value
         # Ties are resolved above: torch would swap a module of two names twice, and restore once.
         return torch.func.functional_call(module, given, args, tie_weights=False)
+
+
+class Busy(RuntimeError):
+    """Another thread runs the same modules."""
+
+
+class OneThread:
+    """While it is open, other threads that open one on any of these modules are refused.
+
+    A pure call puts other tensors in place of a module's own until its forward is over. A second thread would
+    compute with them, or take them for the module's. The same thread may open as many as it likes, and so may
+    the thread in which autograd computes something again: the first one has left its forward by then.
+
+    Args:
+        modules: All of them, submodules included: two learners may share a part.
+
+    Example:
+        >>> with OneThread(nn.Linear(1, 1).modules()):
+        ...     pass
+    """
+
+    __slots__ = ("_modules", "_taken")
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = modules
+        self._taken: dict[int, int] = {}
+
+    def __enter__(self) -> None:
+        me = get_ident()
+        taken = dict.fromkeys(map(id, self._modules), me)
+        with _lock:
+            if _running:
+                if any(_running.get(key, me) != me for key in taken):
+                    raise Busy(
+                        "this learner or encoder is being run by another thread, which has put other "
+                        "parameters in place of its own. Give each thread a copy, copy.deepcopy(learner), or "
+                        "let the threads take turns with a threading.Lock around each meta-step."
+                    )
+                taken = {key: me for key in taken if key not in _running}
+            _running.update(taken)
+        self._taken = taken
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for key in self._taken:
+            del _running[key]
+
+
+_lock = Lock()
+_running: dict[int, int] = {}
+"""By the ids of modules, the thread that runs them."""
 
 
 @contextmanager
@@ -172,8 +228,8 @@ def per_task(
     return torch.stack(rows)
 
 
-def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's parameters and buffers by name; without their graph where gradients are off."""
+def members(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers themselves, each by the first of its names."""
     modules, found = dict(module.named_modules()), {}
     with OneThread(modules.values()):
         for kind in ("_parameters", "_buffers"):
@@ -183,10 +239,31 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
                     if tensor is not None and id(tensor) not in seen:
                         seen.add(id(tensor))
                         found[f"{prefix}.{name}" if prefix else name] = tensor
+    return found
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers by name; without their graph where gradients are off."""
+    return graph_as_wanted(members(module))
+
+
+def trainable(module: nn.Module) -> list[str]:
+    """The names of a module's parameters that are not frozen."""
+    with OneThread(module.modules()):
+        return [name for name, p in module.named_parameters() if p.requires_grad]
+
+
+def graph_as_wanted(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name; without their graph where gradients are off."""
     if torch.is_grad_enabled():
         return found
     # A parameter that still waits for its width cannot be detached, nor does it carry a graph.
     return {name: t if is_lazy(t) else t.detach() for name, t in found.items()}
+
+
+def below(prefix: str, state: State) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by what follows."""
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
 
 
 def precision(state: State) -> torch.dtype:

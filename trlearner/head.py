@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trlearner import functional
-from trlearner.engines import loop
-from trlearner.one_thread import OneThread
-from trlearner.rows import unbound
+from trlearner.engines.one_task import adapt_task
+from trlearner.functional import OneThread
 from trlearner.samples import Samples
 from trlearner.seam import TaskLearner, Through
 from trlearner.types import Fast, LossFn, SeesParts, State
@@ -102,10 +101,8 @@ def check_learner(learner: HasModel, head: str, support: Samples, loss_fn: LossF
     check_name(learner.model, head)
     with torch.no_grad(), functional.random_state_kept(support.x):
         state, (x, y) = learner.state(), support.real(0)
-        one = Samples(x[None], y[None], ways=support.ways)
         features = learner.embed(state, x)
-        fast = loop.adapt(learner, state, features[None], one, loss_fn, 0)
-        (model,) = unbound(fast)
+        model = adapt_task(learner, state, features, y, support.ways, loss_fn, 0)
         check_last(learner.model, head, lambda: learner.predict(state, model, features))
     checked.add(head)
 

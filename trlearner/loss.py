@@ -34,7 +34,8 @@ def task_loss(
         >>> task_loss(torch.nn.functional.mse_loss, p, y, torch.tensor([True, True, False]))
         tensor(5.)
     """
-    check_targets(loss_fn, predictions, targets)
+    if not _alike(predictions, targets):
+        check_targets(loss_fn, predictions, targets)
     if mask is None:
         return _scalar(loss_fn(predictions, targets))
     label = ignored_label(loss_fn, predictions, targets)
@@ -43,6 +44,18 @@ def task_loss(
         return _scalar(loss_fn(predictions, torch.where(real, targets, label)))
     each = torch.vmap(lambda p, y: _scalar(loss_fn(p[None], y[None])))(predictions, targets)
     return torch.where(mask, each, 0.0).sum() / mask.sum()
+
+
+def task_losses(loss_fn: LossFn, predictions: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    """Each task's loss on its real samples ``[tasks]``, one after the other."""
+    keep = [slice(None) if mask is None else mask[i] for i in range(len(y))]
+    return torch.stack([task_loss(loss_fn, predictions[i][k], y[i][k]) for i, k in enumerate(keep)])
+
+
+def _alike(predictions: Any, targets: Any) -> bool:
+    """Whether these are numbers with as many axes, of which there is nothing to check."""
+    both = isinstance(predictions, Tensor) and isinstance(targets, Tensor)
+    return both and targets.is_floating_point() and predictions.ndim == targets.ndim
 
 
 def check_decomposes(loss_fn: LossFn, predictions: Tensor, targets: Tensor) -> None:

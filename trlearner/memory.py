@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from trlearner.batch import TaskBatch
 from trlearner.checks import check_loss_fn, check_number, check_whole
 from trlearner.consistency import Mixture, mix, mixture_kind
+from trlearner.engines.adapted import Adapted
 from trlearner.engines.choose import without_graph
-from trlearner.learners.adapted import Adapted
 from trlearner.learners.protocol import Learner, check_learner
 from trlearner.memory_state import check_state
 from trlearner.rows import part_of
 from trlearner.samples import Samples, samples_of
-from trlearner.seam import Engine
 from trlearner.types import Fast, LossFn
 from trlearner.warn import warn
 
@@ -175,7 +174,7 @@ class TaskMemory:
             return Recalled(self, own, "values", nobody, nobody.long())
         _check_alike(self._fast, own.fast)
         kind = mixture_kind(self.mixture, samples.y, "softmax")
-        losses = self._explain(without_graph(own.runner), samples)
+        losses = self._explain(own, samples)
         return Recalled(self, own, kind, *self._weigh(losses, self.temperature))
 
     @torch.no_grad()
@@ -195,19 +194,18 @@ class TaskMemory:
         support, query = tasks.support, tasks.query
         own = self.learner.adapt(support, self.loss_fn)
         _check_alike(self._fast, own.fast)
-        engine = without_graph(own.runner)
         kind = mixture_kind(self.mixture, query.y, "softmax")
 
         def losses_of(predictions: Tensor) -> Tensor:
-            losses = engine.loss(self.loss_fn, predictions, query.y, query.mask).double()
+            losses = own.losses(self.loss_fn, predictions, query).double()
             return losses.nan_to_num(nan=EXPLODED).clamp(max=EXPLODED)
 
         predicted = own(query)
         alone = losses_of(predicted)
         unit = float(_tamed(alone).mean().clamp(min=torch.finfo(torch.float32).tiny))
-        explained = self._explain(engine, support)
+        explained = self._explain(own, support)
         who = self._weigh(explained, 1.0)[1]
-        others = self._ask(engine, query, who)
+        others = self._ask(own, query, who)
         settings = [(share, unit * t) for t in TEMPERATURES for share in SHARES]
         losses = torch.stack(
             [
@@ -257,18 +255,20 @@ class TaskMemory:
             self.share, self.temperature = before["share"], before["temperature"]
             raise
 
-    def _explain(self, engine: Engine, support: Samples) -> Tensor:
+    def _remembered(self, own: Adapted) -> Adapted:
+        """The remembered models, run like the learner's own."""
+        return replace(own, state=self._state, fast=self._fast, runner=without_graph(own.runner))
+
+    def _explain(self, own: Adapted, support: Samples) -> Tensor:
         """Each remembered model's loss on each task's support ``[models, tasks]``."""
         if not self._fast:
             raise ValueError("the memory is empty. Call memory.remember(training_tasks) first.")
         self._check_unchanged()
-        state = self._state
-        features = engine.embed(self.learner, state, support.x, support.mask)
-        losses = []
+        models = self._remembered(own)
+        asked, losses = models.embed(support), []
         for first in range(0, len(self), self.chunk_size):
-            some = {n: t[first : first + self.chunk_size] for n, t in self._fast.items()}
-            said = engine.cross(self.learner, state, some, features, support.mask, None)
-            losses.append(_losses(engine, self.loss_fn, said, support))
+            some = models[first : first + self.chunk_size]
+            losses.append(_losses(some, self.loss_fn, some.cross(asked), support))
         return torch.cat(losses)
 
     def _weigh(self, losses: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -279,14 +279,11 @@ class TaskMemory:
         lead = least - least[:, :1]
         return (lead / temperature).softmax(1).nan_to_num(0.0), who
 
-    def _ask(self, engine: Engine, query: Samples, who: Tensor) -> Tensor:
+    def _ask(self, own: Adapted, query: Samples, who: Tensor) -> Tensor:
         """What some models ``[tasks, top_k]`` say of each task's queries ``[top_k, tasks, queries, ...]``."""
-        state = self._state
-        features = engine.embed(self.learner, state, query.x, query.mask)
-        said = [
-            engine.cross(self.learner, state, self._fast, features, query.mask, row[None])
-            for row in who.T.contiguous()
-        ]
+        models = self._remembered(own)
+        asked = models.embed(query)
+        said = [models.cross(asked, models=row[None]) for row in who.T.contiguous()]
         return torch.cat(said)
 
     def _check_unchanged(self) -> None:
@@ -333,7 +330,7 @@ class Recalled:
         if not self.weights.shape[1]:
             return own
         query = x if isinstance(x, Samples) else Samples.unchecked(x, own, mask, None)
-        others = self.memory._ask(without_graph(self.own.runner), query, self.models)
+        others = self.memory._ask(self.own, query, self.models)
         return _together(own, others, self.weights, self.memory.share, self.kind)
 
 
@@ -397,16 +394,15 @@ def _check_alike(remembered: Fast, other: Fast) -> None:
         )
 
 
-def _losses(engine: Engine, loss_fn: LossFn, said: Tensor, support: Samples) -> Tensor:
+def _losses(models: Adapted, loss_fn: LossFn, said: Tensor, support: Samples) -> Tensor:
     """``[models, tasks]`` from ``[models, tasks, samples, ...]``."""
-    models = len(said)
 
-    def all_models(t: Tensor) -> Tensor:
-        return t.expand(models, *t.shape).flatten(0, 1)
+    def for_all(t: Tensor) -> Tensor:
+        return t.expand(len(said), *t.shape).flatten(0, 1)
 
-    mask = None if support.mask is None else all_models(support.mask)
-    flat = engine.loss(loss_fn, said.flatten(0, 1), all_models(support.y), mask)
-    return flat.reshape(models, len(support))
+    mask = None if support.mask is None else for_all(support.mask)
+    every = Samples.unchecked(for_all(support.x), for_all(support.y), mask, support.ways)
+    return models.losses(loss_fn, said.flatten(0, 1), every).reshape(len(said), len(support))
 
 
 def _known(tasks: TaskBatch | Samples | tuple[Tensor, Tensor]) -> Samples:

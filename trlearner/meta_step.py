@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,233 +11,232 @@ from torch import Tensor, nn
 from trlearner import align
 from trlearner.batch import TaskBatch
 from trlearner.budget import within_budget
+from trlearner.checks import check_tensor
 from trlearner.chunks import mixed_in_chunks
-from trlearner.consistency import (
-    Mixture,
-    Normalize,
-    mix,
-    mixture_kind,
-    nearest,
-    relation_weights,
-)
-from trlearner.encoders.extractor import HasExtractor
-from trlearner.encoders.protocol import Encoder, HasPrototypes, embed_tasks
-from trlearner.engines.choose import TOGETHER
-from trlearner.functional import tensors
+from trlearner.consistency import mix, mixture_kind, neighbours, weights_of
+from trlearner.encoders.protocol import Encoder, HasPrototypes
+from trlearner.engines.adapted import Adapted, Embedded, Engine, Models, adapt
+from trlearner.functional import below, take, tensors
 from trlearner.head import Body, Head
 from trlearner.learners.protocol import Learner
-from trlearner.options import Align, ChunkSize
+from trlearner.options import Options
 from trlearner.output import Draws, Output, Term
-from trlearner.questions import questions
-from trlearner.relation import relation_matrix
-from trlearner.rows import part_of
-from trlearner.sampler.select import Select, select_samples
+from trlearner.relation import head_relations
 from trlearner.samples import Samples
-from trlearner.seam import Engine, TaskLearner
 from trlearner.targets import LossInState
-from trlearner.types import Fast, LossFn, SeesParts, State
+from trlearner.types import LossFn, State
 
-PREFIX = "regularizer."
-"""Where the state keeps what is the regularizer's."""
+WHOLE = slice(None)
+LOSS = "loss_fn."
+"""Where the regularizer's state keeps what a loss holds."""
+ENCODER = "encoder."
+"""Where the regularizer's state keeps what is the encoder's."""
 
 
-@runtime_checkable
-class Settings(Protocol, metaclass=SeesParts):
-    """What the step needs to know of a `TRLearner`; none of it is a tensor that is trained."""
+class Parts(NamedTuple):
+    """What a regularizer is made of, apart from its state."""
 
     encoder: Encoder
     loss_fn: LossFn
-    normalize: Normalize
-    mixture: Mixture
-    align: Align
-    top_k: int | None
-    head: str | None
-    chunk_size: ChunkSize
-    memory_budget: int | None
-    select: Select | None
+    options: Options
+    lam: float | Tensor
+    temperature: float | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class StepState:
+    """Every parameter and buffer of a meta-step, by the names that their owners have for them."""
+
+    learner: State
+    regularizer: State
 
 
 def meta_step(
-    settings: Settings,
-    engine: Engine,
-    learner: Learner,
-    state: State,
-    batch: TaskBatch,
-    draws: Draws,
+    parts: Parts, engine: Engine, learner: Learner, state: StepState, batch: TaskBatch, draws: Draws
 ) -> Output:
     """``L = mean_i loss(f_i(X_i), Y_i) + lam * L_TR``.
 
     Args:
-        settings: What is fixed.
+        parts: Of the regularizer.
         engine: Runs the tasks.
         learner: Whose functions are run; its parameters are read from `state` only.
-        state: The learner's parameters and buffers by name, the regularizer's under `PREFIX`.
+        state: Of learner and regularizer.
         batch: The tasks.
-        draws: λ, the temperature and the random choices.
+        draws: The random choices.
     """
-    fast, asked, predictions, losses = own_part(
-        settings, engine, learner, state, batch, draws.related
+    models, asked, predictions, losses = own_part(
+        parts, engine, learner, state, batch, draws.related
     )
     own = losses.mean() if draws.task_weights is None else (draws.task_weights * losses).sum()
     seen = predictions.detach()
     if not draws.related:
         return Output(own, own.detach(), torch.zeros_like(own).detach(), seen, engine.name)
-    term = relation_term(settings, engine, learner, state, batch, fast, asked, draws)
-    loss, related = own + draws.lam * term.loss, term.loss.detach()
-    return Output(loss, own.detach(), related, seen, engine.name, **term.looks())
+    term = relation_term(parts, models, state.regularizer, batch, asked, draws)
+    loss, related = own + parts.lam * term.loss, term.loss.detach()
+    return Output(loss, own.detach(), related, seen, engine.name, **looks(term))
 
 
 class Own(NamedTuple):
     """What adaptation made of each task, and how its model does on the task's own queries."""
 
-    fast: Fast
-    asked: Tensor  # the queries as `asking` takes them: [tasks, queries, ...]
+    models: Adapted  # those that the relation term asks
+    asked: Embedded  # the queries as these take them
     predictions: Tensor  # [tasks, queries, ...]
     losses: Tensor  # [tasks]
 
 
 def own_part(
-    settings: Settings,
+    parts: Parts,
     engine: Engine,
     learner: Learner,
-    state: State,
+    state: StepState,
     batch: TaskBatch,
     related: bool,
 ) -> Own:
     """The learner's own part of a meta-step; arguments as in `meta_step`, and in its draws."""
-    support, query, loss_fn = batch.support, batch.query, loss_in(settings.loss_fn, state)
-    features = engine.embed(learner, state, support.x, support.mask)
-    fast = engine.adapt(learner, state, features, support, loss_fn, learner.steps)
-    asked = engine.embed(learner, state, query.x, query.mask)
-    answering: TaskLearner = learner
-    if related and settings.head is not None:
+    loss_fn = loss_in(parts.loss_fn, state.regularizer)
+    models = adapt(engine, learner, state.learner, batch.support, loss_fn, learner.steps)
+    asked, head = models.embed(batch.query), parts.options.head
+    if related and head is not None:
         # The body once, for both parts of the loss.
-        asked = engine.predict(Body(learner, settings.head), state, fast, asked, query.mask)
-        answering = asking(settings, learner)
-    predictions = engine.predict(answering, state, fast, asked, query.mask)
-    return Own(fast, asked, predictions, engine.loss(loss_fn, predictions, query.y, query.mask))
-
-
-def asking(settings: Settings, learner: Learner) -> TaskLearner:
-    """Whose models the relation term asks: the learner's, or only their heads."""
-    return learner if settings.head is None else Head(learner, settings.head)
+        body = replace(models, learner=Body(learner, head))
+        asked = Embedded(body.predict(asked), asked.mask)
+        models = replace(models, learner=Head(learner, head))
+    predictions = models.predict(asked)
+    return Own(models, asked, predictions, models.losses(loss_fn, predictions, batch.query))
 
 
 def relation_term(
-    settings: Settings,
-    engine: Engine,
-    learner: Learner,
-    state: State,
-    batch: TaskBatch,
-    fast: Fast,
-    asked: Tensor,
-    draws: Draws,
+    parts: Parts, models: Models, state: State, batch: TaskBatch, asked: Embedded, draws: Draws
 ) -> Term:
     """L_TR of adapted models, and what it is made of.
 
     Args:
-        settings: As in `meta_step`.
-        engine: Asks the models.
-        learner: Whose models these are.
-        state: As in `meta_step`.
+        parts: Of the regularizer.
+        models: The adapted models.
+        state: The regularizer's parameters and buffers.
         batch: The tasks.
-        fast: The models.
-        asked: The queries, as `Own` has them.
+        asked: The queries, as the models take them.
         draws: As in `meta_step`.
     """
-    embeddings = described(settings, engine, learner, state, batch, fast)
-    relations = relation_matrix(embeddings, state[PREFIX + "relation.weight"])
-    weights = relation_weights(
-        relations, settings.normalize, temperature=draws.temperature, top_k=settings.top_k
-    )
-    prototypes = prototypes_of(settings, learner, state, batch)
-    alignment = None if prototypes is None else aligned(settings, prototypes)
-    mixed, chosen = _mixture(
-        settings, engine, learner, state, batch, fast, asked, relations, weights, alignment, draws
-    )
-    loss_fn = loss_in(settings.loss_fn, state)
-    related = engine.loss(loss_fn, mixed, chosen.y, chosen.mask).mean()
+    options, loss_fn = parts.options, loss_in(parts.loss_fn, state)
+    embeddings = described(parts.encoder, models, state, batch)
+    relations = head_relations(embeddings, state["relation.weight"]).mean(0)
+    few = options.top_k is not None
+    chosen = neighbours(relations.detach(), options.top_k) if few else None
+    weights = weights_of(relations, options.normalize, parts.temperature, chosen)
+    prototypes = prototypes_of(parts, models, state, batch)
+    alignment = None if prototypes is None else aligned(options, prototypes)
+    query, asked, later = questions(models, batch.query, asked, draws.queries)
+    pairs = Pairs(models, asked, later, _named(models, len(relations), chosen))
+    kind = mixture_kind(options.mixture, query.y, options.normalize)
+    mixed = _mixed(options, pairs, weights, alignment, kind)
     confidence = None if alignment is None else _confidence(alignment)
+    related = models.losses(loss_fn, mixed, query).mean()
     return Term(related, relations, weights, embeddings, confidence)
 
 
-def described(
-    settings: Settings,
-    engine: Engine,
-    learner: Learner,
-    state: State,
-    batch: TaskBatch,
-    fast: Fast,
-) -> Tensor:
+def described(encoder: Encoder, models: Models, state: State, batch: TaskBatch) -> Tensor:
     """What the encoder makes of each task ``[tasks, dim]``; arguments as in `relation_term`."""
-    telling = selected(settings, learner, state, batch)
-    return embed_tasks(settings.encoder, engine, learner, state, telling, fast)
+    embeddings = encoder.encode(below(ENCODER, state), batch, models)
+    if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
+        check_tensor("embeddings", embeddings, "tasks, dim")
+    return embeddings
 
 
-def selected(settings: Settings, learner: Learner, state: State, batch: TaskBatch) -> TaskBatch:
-    """The batch as the encoder sees it: with the most telling support samples only, if so chosen."""
-    encoder, support = settings.encoder, batch.support
-    if settings.select is None:
-        return batch
-    assert isinstance(encoder, HasExtractor)  # checked with the options
-    with torch.no_grad():
-        features = encoder.extractor.features(learner, state, support.x, support.mask)
-        chosen = select_samples(settings.select, features, support)
-    return batch.replace(chosen, batch.query)
+def looks(term: Term) -> dict[str, Tensor | None]:
+    """All of a term but its loss, detached, by the names that `Output` has for it."""
+    found = {n: getattr(term, n) for n in term._fields if n != "loss"}
+    return {n: None if t is None else t.detach() for n, t in found.items()}
 
 
-def _mixture(
-    settings: Settings,
-    engine: Engine,
-    learner: Learner,
-    state: State,
-    batch: TaskBatch,
-    fast: Fast,
-    features: Tensor,
-    relations: Tensor,
+# ---- what the models are asked ---------------------------------------------------------------------
+
+
+class Pairs(NamedTuple):
+    """Which models are asked about which tasks."""
+
+    models: Models
+    asked: Embedded
+    later: Tensor | None  # [tasks, chosen]: which answers count, where more are asked for
+    named: Tensor | None  # [models, tasks]: the models to ask for each task; None for all
+
+    @property
+    def rows(self) -> int:
+        """How many answers each task gets."""
+        return len(self.models) if self.named is None else len(self.named)
+
+    def answers(self, part: slice) -> Tensor:
+        """Some rows of ``[models, tasks, queries, ...]``."""
+        if self.named is None:
+            models = self.models if part == WHOLE else self.models[part]
+            found = models.cross(self.asked)
+        else:
+            found = self.models.cross(self.asked, models=self.named[part])
+        if self.later is None:
+            return found
+        tasks = torch.arange(found.shape[1], device=found.device)
+        return found[:, tasks[:, None], self.later]
+
+
+def questions(
+    models: Models, query: Samples, asked: Embedded, choice: Tensor | None
+) -> tuple[Samples, Embedded, Tensor | None]:
+    """The queries that count, what models are asked, and which of the answers count, if not all.
+
+    Where layers couple samples, models must see all queries of a task.
+
+    Args:
+        models: Are asked.
+        query: All queries.
+        asked: As the models take them.
+        choice: The queries that count ``[tasks, chosen]``; ``None`` for all.
+    """
+    if choice is None:
+        return query, asked, None
+    chosen = query.choose(choice)
+    if models.couples_samples():
+        return chosen, asked, choice
+    return chosen, Embedded(take(asked.features, choice), chosen.mask), None
+
+
+def _named(models: Models, tasks: int, chosen: Tensor | None) -> Tensor | None:
+    """The models to ask for each task ``[models, tasks]``; ``None`` to ask all about all."""
+    if chosen is not None:
+        return chosen.sort(1).values.T.contiguous()
+    # Whoever asks model by model and task by task need not ask a task's own, which has no weight.
+    if models.runner.together or not models.couples_samples() or tasks == 1:
+        return None
+    return all_others(tasks, torch.device("cpu"))  # they are known, and nobody waits for a GPU
+
+
+def _mixed(
+    options: Options,
+    pairs: Pairs,
     weights: Tensor,
     alignment: Tensor | None,
-    draws: Draws,
-) -> tuple[Tensor, Samples]:
-    """Each task's (chosen) queries as its neighbours' mixture predicts them, and those queries."""
-    asked_learner = asking(settings, learner)
-    asked = questions(asked_learner, batch.query, features, draws.queries)
-    neighbours = asked_models = None
-    others = len(batch) - 1
-    wanted = others if settings.top_k is None else min(settings.top_k, others)
-    # Whoever asks model by model and task by task need not ask a task's own, which has no weight.
-    one_by_one = engine.name not in TOGETHER
-    if wanted < others or (one_by_one and asked_learner.couples_samples() and others):
-        if wanted < others:
-            neighbours = nearest(relations.detach(), wanted).sort(1).values.T.contiguous()
-            # Python asks one model after the other, so it has to know their numbers.
-            asked_models = neighbours.cpu() if one_by_one else neighbours
-        else:  # they are known beforehand, and nobody waits for a GPU
-            neighbours = all_others(len(batch), relations.device)
-            asked_models = all_others(len(batch), torch.device("cpu"))
-        weights = weights.gather(1, neighbours.T)
+    kind: Literal["values", "logits"],
+) -> Tensor:
+    """Each task's queries as its neighbours' mixture predicts them ``[tasks, queries, ...]``."""
+    if pairs.named is not None:
+        named = pairs.named.to(weights.device, non_blocking=True)
+        weights = weights.gather(1, named.T)
         if alignment is not None:
-            tasks = torch.arange(len(batch), device=neighbours.device)
-            alignment = alignment[neighbours, tasks]
-    kind = mixture_kind(settings.mixture, batch.query.y, settings.normalize)
-
-    def ask(part: slice) -> Tensor:
-        some = part_of(fast, part) if neighbours is None else fast
-        who = None if asked_models is None else asked_models[part]
-        found = engine.cross(asked_learner, state, some, asked.features, asked.mask, who)
-        if asked.later is None:
-            return found
-        return found[:, torch.arange(len(batch), device=found.device)[:, None], asked.later]
+            alignment = alignment[named, torch.arange(named.shape[1], device=named.device)]
+        if not pairs.models.runner.together:
+            # Python asks one model after the other, so it has to know their numbers.
+            pairs = pairs._replace(named=pairs.named.cpu())
 
     def mixed(answers: Tensor, part: slice) -> Tensor:
         return mix(answers, weights[:, part], kind, None if alignment is None else alignment[part])
 
-    models = len(batch) if neighbours is None else len(neighbours)
-    size = settings.chunk_size
+    size = options.chunk_size
     if size == "auto":
-        size = within_budget(ask, models, settings.memory_budget, features)
-    found = mixed_in_chunks(ask, mixed, models, size, adds=kind == "values")
-    return found, asked.chosen
+        like = pairs.asked.features
+        size = within_budget(pairs.answers, pairs.rows, options.memory_budget, like)
+    if size is None:
+        return mixed(pairs.answers(WHOLE), WHOLE)
+    return mixed_in_chunks(pairs.answers, mixed, pairs.rows, size, adds=kind == "values")
 
 
 def all_others(tasks: int, device: torch.device) -> Tensor:
@@ -251,19 +251,22 @@ def all_others(tasks: int, device: torch.device) -> Tensor:
     return place + (place >= torch.arange(tasks, device=device))
 
 
-def prototypes_of(
-    settings: Settings, learner: Learner, state: State, batch: TaskBatch
-) -> Tensor | None:
+# ---- classes that are numbered by each task ---------------------------------------------------------
+
+
+def prototypes_of(parts: Parts, models: Models, state: State, batch: TaskBatch) -> Tensor | None:
     """What classes are aligned by, ``[tasks, classes, features]``; ``None`` where none are."""
-    if settings.align == "none":
+    if parts.options.align == "none":
         return None
-    assert isinstance(settings.encoder, HasPrototypes)  # checked with the options
-    return settings.encoder.prototypes(learner, state, batch)
+    assert isinstance(parts.encoder, HasPrototypes)  # checked with the options
+    return parts.encoder.prototypes(below(ENCODER, state), batch, models)
 
 
-def aligned(settings: Settings, prototypes: Tensor, models: slice = slice(None)) -> Tensor:
+def aligned(options: Options, prototypes: Tensor, models: slice = slice(None)) -> Tensor:
     """Classes of (some) models found in tasks: ``[models, tasks, classes, classes]``."""
-    match = align.sinkhorn if settings.align == "sinkhorn" else align.hungarian
+    if callable(options.align):
+        return options.align(prototypes)[models]
+    match = align.sinkhorn if options.align == "sinkhorn" else align.hungarian
     return match(prototypes, models=models)
 
 
@@ -275,17 +278,19 @@ def _confidence(alignment: Tensor) -> Tensor:
     return torch.where(other, best, 0.0).sum() / (tasks * (tasks - 1))
 
 
+# ---- the state ---------------------------------------------------------------------------------------
+
+
 def state_of_loss(loss_fn: LossFn) -> dict[str, Tensor]:
     """What a loss that is a module holds (class weights, or parameters of its own)."""
     if not isinstance(loss_fn, nn.Module):
         return {}
-    return {PREFIX + "loss_fn." + name: t for name, t in tensors(loss_fn).items()}
+    return {LOSS + name: t for name, t in tensors(loss_fn).items()}
 
 
 def loss_in(loss_fn: LossFn, state: State) -> LossFn:
-    """`loss_fn`, with what it holds taken from the state."""
-    prefix = PREFIX + "loss_fn."
-    own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-    if not own or not isinstance(loss_fn, nn.Module):
+    """`loss_fn`, with what it holds taken from the regularizer's state."""
+    if not isinstance(loss_fn, nn.Module):
         return loss_fn
-    return LossInState(loss_fn, own)
+    own = below(LOSS, state)
+    return LossInState(loss_fn, own) if own else loss_fn

@@ -2,81 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from trlearner.checks import check_number, check_whole
-from trlearner.consistency import Mixture, Normalize, check_temperature
-from trlearner.encoders.extractor import HasExtractor
-from trlearner.encoders.protocol import Encoder, HasPrototypes
+from torch import Tensor
 
-Align = Literal["none", "sinkhorn", "hungarian"]
+from trlearner.checks import check_whole
+from trlearner.consistency import Mixture, Normalize
+
+Align = Literal["none", "sinkhorn", "hungarian"] | Callable[[Tensor], Tensor]
+"""A name, or ``(prototypes [tasks, classes, features]) -> [models, tasks, classes, classes]``."""
 ChunkSize = int | Literal["auto"] | None
-
-OPTIONS = (
-    "lam",
-    "normalize",
-    "temperature",
-    "mixture",
-    "align",
-    "top_k",
-    "queries",
-    "head",
-    "chunk_size",
-    "memory_budget",
-    "planned_steps",
-    "select",
-)
-"""May be set anew at any time, so they are checked at every step."""
+ALIGN = ("none", "sinkhorn", "hungarian")
+NORMALIZE = ("sum", "softmax", "quotient")
 
 
-def check_options(*, encoder: Encoder, **options: Any) -> None:
-    """Refuse options that make no sense.
+@dataclass(frozen=True)
+class Options:
+    """The options of a `TRLearner`, where they are explained, but for those that change while it trains.
 
     Raises:
         ValueError: Naming the option, what it was and what it may be.
+
+    Example:
+        >>> Options(top_k=0)
+        Traceback (most recent call last):
+            ...
+        ValueError: top_k must be a whole number of at least 1, or None, got 0.
     """
-    lam, queries, align = options["lam"], options["queries"], options["align"]
-    check_number("lam", lam, least=0)
-    if isinstance(queries, bool) or not (isinstance(queries, (int, float)) and 0 < queries <= 1):
-        raise ValueError(f"queries must be a share in (0, 1], got {queries!r}.")
-    check_temperature(options["temperature"])
-    for name in ("top_k", "chunk_size", "planned_steps", "memory_budget"):
-        if not (
-            name == "chunk_size" and isinstance(options[name], str) and options[name] == "auto"
-        ):
-            check_whole(name, options[name], optional=True)
-    if options["memory_budget"] is not None and options["chunk_size"] != "auto":
-        raise ValueError(
-            f"memory_budget goes with chunk_size='auto', got chunk_size={options['chunk_size']!r}."
-        )
-    if not (options["head"] is None or isinstance(options["head"], str)):
-        raise ValueError(
-            f"head must be the name of the model's last layer or None, got {options['head']!r}."
-        )
-    _check_select(options["select"], encoder)
-    for name, kinds in (("normalize", Normalize), ("mixture", Mixture), ("align", Align)):
-        if options[name] not in get_args(kinds):
-            raise ValueError(f"{name} must be one of {get_args(kinds)}, got {options[name]!r}.")
-    if align != "none" and not isinstance(encoder, HasPrototypes):
-        raise ValueError(
-            f"align={align!r} compares class prototypes, which {type(encoder).__name__} "
-            "does not have. Use InputEncoder or LabelledEncoder, or align='none'."
-        )
+
+    normalize: Normalize = "sum"
+    mixture: Mixture = "auto"
+    align: Align = "none"
+    top_k: int | None = None
+    queries: float = 1.0
+    head: str | None = None
+    chunk_size: ChunkSize = None
+    memory_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        share = self.queries
+        if isinstance(share, bool) or not (isinstance(share, (int, float)) and 0 < share <= 1):
+            raise ValueError(f"queries must be a share in (0, 1], got {share!r}.")
+        check_whole("top_k", self.top_k, optional=True)
+        if not (isinstance(self.chunk_size, str) and self.chunk_size == "auto"):
+            check_whole("chunk_size", self.chunk_size, optional=True)
+        check_whole("memory_budget", self.memory_budget, optional=True)
+        if self.memory_budget is not None and self.chunk_size != "auto":
+            raise ValueError(
+                f"memory_budget goes with chunk_size='auto', got chunk_size={self.chunk_size!r}."
+            )
+        if not (self.head is None or isinstance(self.head, str)):
+            raise ValueError(
+                f"head must be the name of the model's last layer or None, got {self.head!r}."
+            )
+        names = (("normalize", NORMALIZE, True), ("mixture", get_args(Mixture), False))
+        for name, choices, callables in (*names, ("align", ALIGN, True)):
+            _check_choice(name, getattr(self, name), choices, callables)
 
 
-def _check_select(select: Any, encoder: Encoder) -> None:
-    if select is None:
+def _check_choice(name: str, value: Any, choices: tuple[str, ...], callables: bool) -> None:
+    if (isinstance(value, str) and value in choices) or (callables and callable(value)):
         return
-    share = isinstance(select, float) and 0 < select <= 1
-    count = isinstance(select, int) and not isinstance(select, bool) and select >= 1
-    if not (share or count or callable(select)):
-        raise ValueError(
-            "select must be a share in (0.0, 1.0] of each task's support samples, a number of them, a "
-            f"function (features, support) -> positions, or None, got {select!r}."
-        )
-    if not isinstance(encoder, HasExtractor):
-        raise ValueError(
-            f"select={select!r} chooses the support samples that the encoder sees, but "
-            f"{type(encoder).__name__} looks at none. Use InputEncoder or LabelledEncoder, or leave "
-            "select out."
-        )
+    also = " or a function" if callables else ""
+    raise ValueError(f"{name} must be one of {choices}{also}, got {value!r}.")

@@ -39,8 +39,6 @@ class Output:
 class Draws:
     """What a meta-step draws at random or is told from outside; inputs of the pure step."""
 
-    lam: float | Tensor
-    temperature: float | Tensor
     related: bool  # whether there is a relation term at all
     queries: Tensor | None  # [tasks, chosen]: the queries that it looks at; None for all
     task_weights: Tensor | None = None  # [tasks]: of the own losses; None for their mean
@@ -54,8 +52,3 @@ class Term(NamedTuple):
     weights: Tensor  # [tasks, models]
     embeddings: Tensor  # [tasks, dim]
     alignment_confidence: Tensor | None
-
-    def looks(self) -> dict[str, Tensor | None]:
-        """All but the loss, detached, by the names that `Output` has for it."""
-        found = {n: getattr(self, n) for n in self._fields if n != "loss"}
-        return {n: None if t is None else t.detach() for n, t in found.items()}

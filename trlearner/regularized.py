@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from trlearner import asked, collect
+from trlearner import collect
 from trlearner.batch import TaskBatch, check_batch
 from trlearner.checks import check_function
+from trlearner.collected_models import Predict, packed
 from trlearner.functional import per_task
 from trlearner.loss import task_loss
+from trlearner.meta_step import looks
 from trlearner.output import Output
 from trlearner.samples import Pair
 from trlearner.types import LossFn
 
-Adapt = Callable[[Pair], asked.Predict]
+Adapt = Callable[[Pair], Predict]
 
 
 @runtime_checkable
@@ -59,8 +61,8 @@ class Regularized:
         own, penalty = torch.stack(losses).mean(), tasks.penalty()
         term = tasks.term
         answered = per_task(
-            lambda i, keep: asked.packed(tree_leaves(answers[i])), batch.query.mask, len(batch)
+            lambda i, keep: packed(tree_leaves(answers[i])), batch.query.mask, len(batch)
         ).detach()
         related = torch.zeros_like(own).detach() if term is None else term.loss.detach()
-        looks = {} if term is None else term.looks()
-        return Output(own + penalty, own.detach(), related, answered, "collected", **looks)
+        seen = {} if term is None else looks(term)
+        return Output(own + penalty, own.detach(), related, answered, "collected", **seen)

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from trlearner.batch import TaskBatch, check_batch
-from trlearner.check_call import check_call
-from trlearner.checks import check_generator, check_loss_fn
+from trlearner.check_call import check_align, check_call
+from trlearner.checks import check_generator, check_instance, check_loss_fn, check_number
 from trlearner.collect import Collected
-from trlearner.consistency import Mixture, Normalize, mixture_kind
-from trlearner.encoders.extractor import Extractor
+from trlearner.consistency import Mixture, Normalize, check_temperature, mixture_kind
+from trlearner.encoders.extractor import MODULE, Extractor
 from trlearner.encoders.protocol import Encoder
-from trlearner.engines import compiled
-from trlearner.engines.blame import blaming, own_mistake
+from trlearner.engines.adapted import Embedded, Engine, Models, adapt
+from trlearner.engines.blame import blamed, blaming
 from trlearner.engines.choose import (
     ENGINES,
-    SELF_CHOSEN,
     candidates,
-    recomputes,
     settle,
     settled,
     without_graph,
 )
-from trlearner.engines.graph import NotCompilable
 from trlearner.engines.tune import fastest
 from trlearner.functional import (
     random_state,
@@ -38,19 +34,25 @@ from trlearner.functional import (
     tensors,
     views,
 )
+from trlearner.graph_step import graph_step
 from trlearner.ignored import check_labelled
 from trlearner.learners.protocol import Learner, check_learner
-from trlearner.meta_step import PREFIX, described, meta_step, relation_term, state_of_loss
-from trlearner.options import OPTIONS, Align, ChunkSize, check_options
+from trlearner.meta_step import (
+    Parts,
+    StepState,
+    described,
+    meta_step,
+    relation_term,
+    state_of_loss,
+)
+from trlearner.options import Align, ChunkSize, Options
 from trlearner.output import Draws, Output, Term
-from trlearner.questions import choose_queries, query_keys
+from trlearner.queries import choose_queries, query_keys
 from trlearner.regularized import Regularized
 from trlearner.relation import TaskRelation, relation_matrix
 from trlearner.sampler.sampler import TaskSampler
-from trlearner.sampler.select import Select
 from trlearner.samples import Samples
-from trlearner.seam import Engine
-from trlearner.types import LossFn, State
+from trlearner.types import LossFn
 from trlearner.warn import warn
 
 
@@ -87,13 +89,14 @@ class TRLearner(nn.Module):
         encoder: Makes a vector of each task, e.g. ``InputEncoder(model.features, dim=64)``.
         heads: Heads of the similarity layer.
         lam: The weight of the relation term. At 0 it is skipped, and the step is the learner's own to
-            the last bit. May be set anew at any time.
+            the last bit. May be set anew at any time: ``reg.lam = 0.2``.
         loss_fn: ``(predictions [samples, ...], targets [samples, ...]) -> scalar``, for one task.
-        normalize: ``"sum"``, ``"softmax"`` or ``"quotient"``; see `relation_weights`.
+        normalize: ``"sum"``, ``"softmax"`` or ``"quotient"``, or a function; see `relation_weights`.
         temperature: Of the softmax. May be set anew at any time.
         mixture: ``"values"``, ``"logits"``, or ``"auto"``: logits for integer targets.
         align: How class c of one task is found in another: ``"sinkhorn"``, ``"hungarian"``, or
-            ``"none"`` where tasks share their classes (or have none).
+            ``"none"`` where tasks share their classes (or have none). Or a function
+            ``(prototypes [tasks, classes, features]) -> [models, tasks, classes, classes]``.
         top_k: Ask only this many most related models for each task.
         queries: The share of each task's queries that the relation term uses, drawn at random.
         head: The name of the model's last layer: of the other models only this is asked, on what the
@@ -103,10 +106,6 @@ class TRLearner(nn.Module):
             many fit into `memory_budget`.
         memory_budget: In bytes, for ``chunk_size="auto"``; by default half of what is free.
         preset: ``"paper"`` takes the formulas literally: the plain quotient, values, no alignment.
-        planned_steps: How many meta-steps are to come, if you know: engines ``"auto"`` and ``"tune"``
-            compile where that pays, from about 5,000 on.
-        select: The encoder sees only the most telling of a task's support samples: a share of them
-            (``0.5``), a number (``5``), or those at ``select(features, support)``.
         sampler: Is told of every step that trains, and weighs the tasks' losses where that is its way. It
             is saved apart, with its own `state_dict`.
         generator: Draws the queries, and its seed the heads' noise; by default one seeded like torch,
@@ -127,10 +126,14 @@ class TRLearner(nn.Module):
         (torch.Size([4, 4]), 'batched')
     """
 
+    # λ and the temperature are inputs of a graph, which is told of the options.
     outside_graph = (
-        *("lam", "temperature"),  # which are inputs of the graph
-        *("planned_steps", "monitor", "sampler", "generator", "_warned"),
+        *("lam", "temperature", "options"),
+        *("monitor", "sampler", "generator", "_warned", "_passed"),
     )
+    lam: float
+    temperature: float | Tensor
+    options: Options
 
     def __init__(
         self,
@@ -148,8 +151,6 @@ class TRLearner(nn.Module):
         chunk_size: ChunkSize = None,
         memory_budget: int | None = None,
         preset: Literal["paper"] | None = None,
-        planned_steps: int | None = None,
-        select: Select | None = None,
         sampler: TaskSampler | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -170,25 +171,31 @@ class TRLearner(nn.Module):
         # Of its own again, so that what the heads draw does not shift what the queries draw.
         noise = torch.Generator().manual_seed(self.generator.initial_seed())
         self.relation = TaskRelation(encoder.dim, heads, generator=noise)
-        self.lam = lam
         self.loss_fn = loss_fn
-        self.normalize: Normalize = normalize
-        self.temperature = temperature
-        self.mixture: Mixture = mixture
-        self.align: Align = align
-        self.top_k = top_k
-        self.queries = queries
-        self.head = head
-        self.chunk_size: ChunkSize = chunk_size
-        self.memory_budget = memory_budget
-        self.planned_steps = planned_steps
-        self.select = select
         self.sampler = sampler
         self.monitor: Monitor | None = None
         self._warned: set[str] = set()
-        self.check_options()
+        self._passed: Any = None  # the last call that was checked
+        self.lam = lam
+        self.temperature = temperature
+        self.options = Options(
+            normalize, mixture, align, top_k, queries, head, chunk_size, memory_budget
+        )
         if sampler is not None:
             self._adopt(sampler)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Checks what may be set anew at any time: `lam`, `temperature` and `options`."""
+        if name == "lam":
+            check_number("lam", value, least=0)
+        elif name == "temperature":
+            check_temperature(value)
+        elif name == "options":
+            check_instance(
+                "options", value, Options, "dataclasses.replace(reg.options, ...) makes one."
+            )
+            check_align(value.align, self.encoder)
+        super().__setattr__(name, value)
 
     def forward(self, learner: Learner, batch: TaskBatch) -> Output:
         """One regularized meta-step, ready for ``out.loss.backward()``.
@@ -196,7 +203,6 @@ class TRLearner(nn.Module):
         Raises:
             ValueError: Naming what about the options, the batch or the model does not fit.
         """
-        self.check_options()
         self.check_call(learner, batch)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
@@ -204,44 +210,46 @@ class TRLearner(nn.Module):
                     learner, batch.replace(batch.support.clone(), batch.query.clone())
                 )
                 return copy
-        with self._blaming(learner, batch):
+        try:
             return self._step(learner, batch)
+        except Exception as error:
+            mistake = blamed(error, learner, self.loss_fn, _named(batch))
+            if mistake is None:
+                raise
+            raise mistake from error
 
-    def _blaming(self, learner: Learner, batch: TaskBatch) -> AbstractContextManager[None]:
-        parts = {"batch.support": batch.support, "batch.query": batch.query}
-        return blaming(learner, self.loss_fn, parts)
+    @property
+    def parts(self) -> Parts:
+        """What a pure step takes of this module, apart from its state."""
+        return Parts(self.encoder, self.loss_fn, self.options, self.lam, self.temperature)
 
     def _step(self, learner: Learner, batch: TaskBatch) -> Output:
-        engine = learner.check(
-            batch.support, self.loss_fn, batch.query, planned_steps=self.planned_steps
-        )
-        state = learner.state() | state_of_loss(self.loss_fn)
-        related = self.lam != 0 and len(batch) > 1
-        if related:
-            state |= self.prepared(learner, batch)
-        chosen = self._draw_queries(batch.query) if related else None
-        draws = Draws(
-            self.lam, self.temperature, related, chosen, self._task_weights(learner, batch)
-        )
+        support, query, loss_fn = batch.support, batch.query, self.loss_fn
+        engine = learner.engine_for(support, loss_fn, query)
+        related = self.lam != 0 and support.x.shape[0] > 1
+        state = self.state(learner, batch, related)
+        chosen = self._draw_queries(query) if related else None
+        draws = Draws(related, chosen, self._task_weights(learner, batch))
         if learner.engine == "tune" and not settled(learner):
             engine = self._tune(learner, state, batch, draws)
         monitor = self._watching()
         random = None if monitor is None else random_state()
         trains = self.training and torch.is_grad_enabled()
-        followed = views(learner.state()) if trains and self.sampler is not None else {}
-        out = self._run_somehow(engine, learner, state | followed, batch, draws)
+        if trains and self.sampler is not None:
+            state = replace(state, learner=views(state.learner))
+        out = self._run(engine, learner, state, batch, draws, self.parts)
         if not trains:
             return out
         if self.sampler is not None:
-            self.sampler.watch(learner, batch, followed)
+            self.sampler.watch(learner, batch, state.learner)
         if monitor is None or random is None:
             return out
 
         def own_loss() -> Tensor:
-            with random_state_kept(batch.query.x):
+            with random_state_kept(query.x):
                 set_random_state(random)
-                without = replace(draws, lam=0.0)
-                return self._run(ENGINES[out.engine], learner, state, batch, without).loss
+                parts = self.parts._replace(lam=0.0)
+                return self._run(ENGINES[out.engine], learner, state, batch, draws, parts).loss
 
         monitor(out, self, batch, learner, own_loss)
         return out
@@ -259,41 +267,55 @@ class TRLearner(nn.Module):
         """
         check_learner(learner)
         check_batch(batch)
-        with torch.no_grad(), random_state_kept(batch.query.x), self._blaming(learner, batch):
-            support = batch.support
-            # For a look now and then, a graph does not pay.
-            engine = without_graph(learner.check(support, self.loss_fn))
-            state = learner.state() | self.prepared(learner, batch)
-            features = engine.embed(learner, state, support.x, support.mask)
-            fast = engine.adapt(learner, state, features, support, self.loss_fn, learner.steps)
-            embeddings = described(self, engine, learner, state, batch, fast)
+        support = batch.support
+        with torch.no_grad(), random_state_kept(batch.query.x):
+            with blaming(learner, self.loss_fn, _named(batch)):
+                # For a look now and then, a graph does not pay.
+                engine = without_graph(learner.engine_for(support, self.loss_fn))
+                state = self.state(learner, batch)
+                models = adapt(engine, learner, state.learner, support, self.loss_fn, learner.steps)
+                embeddings = described(self.encoder, models, state.regularizer, batch)
             return relation_matrix(embeddings, self.relation.weight)
 
     def _watching(self) -> Monitor | None:
         """The monitor, if it is to see this step: one that trains."""
         return self.monitor if self.training and torch.is_grad_enabled() else None
 
-    def _run_somehow(
-        self, engine: Engine, learner: Learner, state: State, batch: TaskBatch, draws: Draws
+    def _run(
+        self,
+        engine: Engine,
+        learner: Learner,
+        state: StepState,
+        batch: TaskBatch,
+        draws: Draws,
+        parts: Parts,
     ) -> Output:
-        """On another engine, if a graph was not asked for and cannot be made."""
-        try:
-            return self._run(engine, learner, state, batch, draws)
-        except NotCompilable as error:
-            parts = {"batch.support": batch.support, "batch.query": batch.query}
-            if learner.engine not in SELF_CHOSEN or own_mistake(learner, self.loss_fn, parts):
-                raise
-            settle(learner, "batched")
-            warn(f"engine={learner.engine!r} goes on with 'batched', for {error}")
-            return self._run(ENGINES["batched"], learner, state, batch, draws)
+        if engine.graphs:
+            return graph_step(parts, self, engine, learner, state, batch, draws)
+        return meta_step(parts, engine, learner, state, batch, draws)
 
-    def prepared(self, learner: Learner, batch: TaskBatch) -> dict[str, Tensor]:
-        """This module's part of the state, once the encoder is fit for the batch."""
+    def state(self, learner: Learner, batch: TaskBatch, related: bool = True) -> StepState:
+        """Every tensor that a meta-step reads, once the encoder is fit for the batch.
+
+        Args:
+            learner: Whose models are related.
+            batch: The tasks.
+            related: Whether there is to be a relation term.
+        """
+        own = self.prepared(learner, batch) if related else {}
+        if isinstance(self.loss_fn, nn.Module):
+            own = own | state_of_loss(self.loss_fn)
+        return StepState(learner.state(), own)
+
+    def prepared(self, learner: Learner | None, batch: TaskBatch) -> dict[str, Tensor]:
+        """This module's parameters and buffers by name, once the encoder is fit for the batch."""
         self.encoder.prepare(learner, batch)
-        for part in self.encoder.modules():
+        found = tensors(self)
+        for name, part in self.named_modules():
             if isinstance(part, Extractor):
-                part.check(batch.support)
-        return {PREFIX + name: tensor for name, tensor in tensors(self).items()}
+                foreign = part.prepare(learner, batch.support)
+                found |= {f"{name}.{MODULE}{n}": tensor for n, tensor in foreign.items()}
+        return found
 
     def collect(
         self,
@@ -351,36 +373,27 @@ class TRLearner(nn.Module):
         """
         return Regularized(self, adapt)
 
-    def term_of(self, learner: Learner, engine: Engine, batch: TaskBatch) -> Term:
+    def term_of(self, models: Models, batch: TaskBatch) -> Term:
         """The relation term of models that were adapted elsewhere; `collect` calls it."""
-        if self.head is not None:
+        if self.options.head is not None:
             raise ValueError(
-                f"head={self.head!r} asks a part of each model, but models of your own loop are asked as a "
-                "whole. Leave head out, or call reg(learner, batch) with a learner such as tr.MAML."
+                f"head={self.options.head!r} asks a part of each model, but models of your own loop are "
+                "asked as a whole. Leave head out, or call reg(learner, batch) with a learner such as "
+                "tr.MAML."
             )
-        check_labelled(self.loss_fn, batch.query.y, batch.query.mask)
-        state = state_of_loss(self.loss_fn) | self.prepared(learner, batch)
-        mixture_kind(self.mixture, batch.query.y, self.normalize)
-        draws = Draws(self.lam, self.temperature, True, self._draw_queries(batch.query))
-        fast = {"model": torch.arange(len(batch))}
-        term = relation_term(self, engine, learner, state, batch, fast, batch.query.x, draws)
+        query = batch.query
+        if not query.y.is_floating_point():
+            check_labelled(self.loss_fn, query.y, query.mask)
+        state = self.prepared(None, batch)
+        if isinstance(self.loss_fn, nn.Module):
+            state |= state_of_loss(self.loss_fn)
+        mixture_kind(self.options.mixture, query.y, self.options.normalize)
+        draws = Draws(True, self._draw_queries(query))
+        asked = Embedded(query.x, query.mask)
+        term = relation_term(self.parts, models, state, batch, asked, draws)
         if (monitor := self._watching()) is not None:
             monitor(term, self, batch)
         return term
-
-    def _run(
-        self, engine: Engine, learner: Learner, state: State, batch: TaskBatch, draws: Draws
-    ) -> Output:
-        step = partial(meta_step, self)
-        if engine.name not in compiled.NAMES:
-            return step(engine, learner, state, batch, draws)
-        if draws.related and self.chunk_size == "auto":
-            raise NotCompilable(
-                "chunk_size='auto' looks at every step's memory, which a graph cannot. Pass a number, or use "
-                "engine='batched'."
-            )
-        reads = self if draws.related else self.loss_fn
-        return compiled.run(step, self, engine, learner, state, batch, draws, reads)
 
     def _task_weights(self, learner: Learner, batch: TaskBatch) -> Tensor | None:
         """Of the tasks' own losses in a step that trains; ``None`` for their mean."""
@@ -389,36 +402,31 @@ class TRLearner(nn.Module):
             return None
         return self.sampler.weigh(learner, batch)
 
-    def _tune(self, learner: Learner, state: State, batch: TaskBatch, draws: Draws) -> Engine:
+    def _tune(self, learner: Learner, state: StepState, batch: TaskBatch, draws: Draws) -> Engine:
         """Times the engines on this batch and settles for the fastest."""
-        trained = [t for t in state.values() if t.requires_grad]
+        tensors = (*state.learner.values(), *state.regularizer.values())
+        trained = [t for t in tensors if t.requires_grad]
 
         def once(name: str) -> None:
             with random_state_kept(batch.query.x):
-                loss = self._run(ENGINES[name], learner, state, batch, draws).loss
+                loss = self._run(ENGINES[name], learner, state, batch, draws, self.parts).loss
                 if loss.requires_grad:
                     torch.autograd.grad(loss, trained, allow_unused=True)
                 if loss.is_cuda:
                     torch.cuda.synchronize(loss.device)
 
         masked = batch.support.mask is not None or batch.query.mask is not None
-        planned = None if recomputes(learner) else self.planned_steps  # without, no graph is tried
-        settle(learner, fastest(once, candidates(learner, masked), planned))
-        return learner.check(batch.support, self.loss_fn, batch.query)
+        settle(learner, fastest(once, candidates(learner, masked)))
+        return learner.engine_for(batch.support, self.loss_fn, batch.query)
 
     def _draw_queries(self, query: Samples) -> Tensor | None:
         """Which queries of each task to use ``[tasks, chosen]``, real ones first; ``None`` for all."""
+        share = self.options.queries
+        if share == 1:
+            return None
         tasks, total = query.x.shape[:2]
-        keys = query_keys(self.queries, tasks, total, self.generator)
-        return None if keys is None else choose_queries(self.queries, keys, query)
-
-    def check_options(self) -> None:
-        """Refuse options that make no sense; they may have been set anew.
-
-        Raises:
-            ValueError: Naming the option, what it was and what it may be.
-        """
-        check_options(**{name: getattr(self, name) for name in OPTIONS}, encoder=self.encoder)
+        keys = query_keys(share, tasks, total, self.generator)
+        return None if keys is None else choose_queries(share, keys, query)
 
     def check_call(self, learner: Learner, batch: TaskBatch, tasks: int | None = None) -> None:
         """Refuse what is no learner or no batch, or does not go with the options.
@@ -432,8 +440,16 @@ class TRLearner(nn.Module):
             TypeError: Naming what is of a wrong kind.
             ValueError: Naming what does not fit.
         """
-        for concern in check_call(self, learner, batch, self.lam != 0, tasks):
+        parts = self.parts
+        call = None
+        if isinstance(learner, Learner) and isinstance(batch, TaskBatch):
+            kind = learner.engine, batch.ways, batch.query.y.dtype, batch.query.x.shape[0], tasks
+            call = weakref.ref(learner), parts, kind
+            if call == self._passed:
+                return
+        for concern in check_call(parts, learner, batch, tasks):
             self._warn(concern)
+        self._passed = call
 
     def _adopt(self, sampler: TaskSampler) -> None:
         """A sampler that was told no loss judges tasks by this one."""
@@ -452,7 +468,7 @@ class TRLearner(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is not monitored: an open event file cannot be copied, and one writer is enough."""
-        return {**self.__dict__, "monitor": None}
+        return {**self.__dict__, "monitor": None, "_passed": None}
 
     def get_extra_state(self) -> Tensor:
         """Where the draws of queries stand, so that a resumed run goes on with the same."""
@@ -461,3 +477,8 @@ class TRLearner(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Puts the draws of queries back to where they stood."""
         self.generator.set_state(state.cpu())
+
+
+def _named(batch: TaskBatch) -> dict[str, Samples]:
+    """A batch's parts, by what error texts call them."""
+    return {"batch.support": batch.support, "batch.query": batch.query}

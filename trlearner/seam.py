@@ -6,16 +6,30 @@ many tasks run at once and how gradients are taken. Neither knows the other's in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
-from trlearner.samples import Samples
-from trlearner.types import Fast, LossFn, State
+from trlearner.types import Fast, State
 
 Gradients = dict[str, Tensor | None]
+
+StepSize = float | Tensor | Sequence[float] | Sequence[Tensor]
+"""A step size, a number or a tensor of an entry's shape; or one for each step, of which the last repeats."""
+
+
+def at_step(size: StepSize, step: int) -> float | Tensor:
+    """The step size at inner step `step`.
+
+    Example:
+        >>> at_step(0.1, 7), at_step([0.2, 0.3], 7)
+        (0.1, 0.3)
+    """
+    if isinstance(size, (int, float, Tensor)):
+        return size
+    return size[min(step, len(size) - 1)]
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class InnerLoop:
         ways: The number of classes, if targets are labels and it was given.
         steps: How many steps to take.
         lift: Turns a function of one task's tensors into one of the engine's layout.
-        spread: Gives each task its own view of a shared tensor.
+        spread: Gives each task its own view of shared tensors, by name.
         gradient: ``gradient(fast, first_order)``, of the support loss; ``None`` for an entry that the
             loss does not use. It carries a graph unless ``first_order`` (or gradients are off).
     """
@@ -43,13 +57,16 @@ class InnerLoop:
     ways: int | None
     steps: int
     lift: Callable[[Callable[..., Any]], Callable[..., Any]]
-    spread: Callable[[Tensor], Tensor]
+    spread: Callable[[Fast], Fast]
     gradient: Callable[[Fast, bool], Gradients]
 
 
 @runtime_checkable
 class TaskLearner(Protocol):
     """What an engine needs of a learner; every method is for one task and changes nothing."""
+
+    shares: bool
+    """Whether `embed` computes anything."""
 
     def state(self) -> State:
         """Every parameter and buffer by name; without their graph where gradients are off."""
@@ -82,6 +99,7 @@ class Through(Generic[L]):
 
     def __init__(self, learner: L) -> None:
         self.learner = learner
+        self.shares = learner.shares
 
     def state(self) -> State:
         """The learner's."""
@@ -117,31 +135,5 @@ class GradientTaskLearner(TaskLearner, Protocol):
     def start(self, state: State) -> Fast:
         """What the inner loop moves, where it starts."""
 
-    def rate(self, state: State, name: str, step: int) -> float | Tensor:
-        """The step size for one entry of `start`."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """One way to run many tasks: four functions over ``[tasks, ...]`` tensors.
-
-    Attributes:
-        name: What `out.engine` says.
-        embed: ``(learner, state, x, mask) -> features [tasks, samples, ...]``.
-        adapt: ``(learner, state, features, support, loss_fn, steps) -> fast``, each entry with a
-            leading axis of tasks; a graph is kept exactly where gradients are enabled.
-        predict: ``(learner, state, fast, features, mask) -> [tasks, queries, ...]``.
-        cross: ``(learner, state, fast, features, mask, neighbours) -> [models, tasks, queries, ...]``.
-            ``neighbours [models, tasks]`` names the models to ask for each task; ``None`` asks all.
-        loss: ``(loss_fn, predictions, y, mask) -> [tasks]``.
-    """
-
-    name: str
-    embed: Callable[[TaskLearner, State, Tensor, Tensor | None], Tensor]
-    adapt: Callable[[TaskLearner, State, Tensor, Samples, LossFn, int], Fast]
-    predict: Callable[[TaskLearner, State, Fast, Tensor, Tensor | None], Tensor]
-    cross: Callable[
-        [TaskLearner, State, Fast, Tensor, Tensor | None, Tensor | None],
-        Tensor,
-    ]
-    loss: Callable[[LossFn, Tensor, Tensor, Tensor | None], Tensor]
+    def step_sizes(self, state: State, names: Sequence[str]) -> Mapping[str, StepSize]:
+        """The step size for every entry of `start`; see `at_step`."""

@@ -134,15 +134,15 @@ def ill_conditioned(problem: Problem, values: Values) -> str | None:
     if relations is None:
         return None
     tasks = len(relations)
-    if reg.normalize == "quotient":
+    if reg.options.normalize == "quotient":
         others = relations.masked_fill(torch.eye(tasks, dtype=torch.bool), 0.0)
         if others.sum(1).abs().min() < 1e-2:
             return "quotient: a divisor near 0"
     if values["embeddings"].norm(dim=1).min() < 1e-3:
         return "an embedding of (almost) 0 has no direction"
-    if reg.top_k is not None and reg.top_k < tasks - 1:
+    if reg.options.top_k is not None and reg.options.top_k < tasks - 1:
         ordered = _others(relations)
-        if (ordered[:, reg.top_k - 1] - ordered[:, reg.top_k]).min() < 1e-6:
+        if (ordered[:, reg.options.top_k - 1] - ordered[:, reg.options.top_k]).min() < 1e-6:
             return "top_k: two neighbours equally related"
     return None
 

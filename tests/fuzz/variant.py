@@ -13,6 +13,7 @@ import reference
 import trlearner as tr
 from fuzz.compare import GRADIENT, Values, gradients, outputs, step
 from fuzz.draw_case import Problem, build
+from trlearner.meta_step import looks
 
 Variant = Callable[[Problem, str], Values | None]
 """What a problem yields on an engine by another way; ``None`` where there is none."""
@@ -21,12 +22,12 @@ Variant = Callable[[Problem, str], Values | None]
 def chunked(problem: Problem, engine: str) -> Values:
     """In chunks, where the case has none, and the reverse."""
     reg = problem.regularizer
-    before = reg.chunk_size
-    reg.chunk_size = 1 if before is None else None
+    before = reg.options
+    reg.options = replace(before, chunk_size=1 if before.chunk_size is None else None)
     try:
         return step(problem, engine)
     finally:
-        reg.chunk_size = before
+        reg.options = before
 
 
 def recomputed(problem: Problem, engine: str) -> Values | None:
@@ -104,7 +105,7 @@ def collected(problem: Problem, engine: str) -> Values | None:
     values = {"loss": loss, "task_loss": own, "relation_loss": related}
     values["predictions"] = torch.cat(answers)
     if tasks.term is not None:
-        values |= {name: t for name, t in tasks.term.looks().items() if t is not None}
+        values |= {name: t for name, t in looks(tasks.term).items() if t is not None}
     return {n: t.detach() for n, t in values.items()} | gradients(loss, problem)
 
 

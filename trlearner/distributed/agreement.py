@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from trlearner.distributed.collective import Ranks, gather_rows
 from trlearner.distributed.failure import LostRank, explained
-from trlearner.meta_step import PREFIX
-from trlearner.options import OPTIONS
 
 PLAIN = (bool, int, float, str, type(None), enum.Enum)
 
@@ -54,8 +52,9 @@ def options_of(learner: nn.Module, regularizer: nn.Module, steps: int) -> dict[s
         regularizer: A `TRLearner`.
         steps: How many meta-steps were taken before.
     """
-    names = [name for name in OPTIONS if name != "planned_steps"]
-    found = {name: _in_words(getattr(regularizer, name)) for name in names}
+    options = vars(regularizer.options)
+    annealed = {name: getattr(regularizer, name) for name in ("lam", "temperature")}
+    found = {name: _in_words(value) for name, value in {**annealed, **options}.items()}
     found["training"] = f"learner {learner.training}, regularizer {regularizer.training}"
     found["gradients"] = "enabled" if torch.is_grad_enabled() else "disabled"
     found["meta-steps so far"] = str(steps)
@@ -65,10 +64,13 @@ def options_of(learner: nn.Module, regularizer: nn.Module, steps: int) -> dict[s
     return found
 
 
+REGULARIZER = "regularizer."
+
+
 def parameters_of(learner: nn.Module, regularizer: nn.Module) -> dict[str, Tensor]:
-    """All parameters, by their names in the state."""
+    """All parameters, by their own names; those of the regularizer with `REGULARIZER` in front."""
     found: dict[str, Tensor] = dict(learner.named_parameters())
-    return found | {PREFIX + n: p for n, p in regularizer.named_parameters()}
+    return found | {REGULARIZER + n: p for n, p in regularizer.named_parameters()}
 
 
 def fingerprint(value: Any) -> int:
@@ -153,7 +155,7 @@ def _settings(name: str, module: nn.Module) -> dict[str, str]:
     found = {name: type(module).__name__}
     for path, one in module.named_modules(prefix=name):
         for key, value in one.__dict__.items():
-            if key[0] == "_" or key in ("training", "monitor", *OPTIONS):
+            if key[0] == "_" or key in ("training", "monitor", "options", "lam", "temperature"):
                 continue
             if isinstance(value, PLAIN) or (callable(value) and not isinstance(value, nn.Module)):
                 found[f"{path}.{key}"] = _in_words(value)

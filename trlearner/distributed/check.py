@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from trlearner.batch import TaskBatch
 from trlearner.distributed.agreement import parameters_of
-from trlearner.engines import compiled
+from trlearner.engines.choose import ENGINES
 from trlearner.learners.protocol import Learner
 from trlearner.regularizer import TRLearner
 
@@ -40,10 +40,10 @@ def check_call(learner: Learner, regularizer: TRLearner, batch: TaskBatch | None
         TypeError: Naming what is of a wrong kind.
         ValueError: Naming what does not fit.
     """
-    regularizer.check_options()
     check_lazy(learner, regularizer)
     check_sampler(regularizer)
-    if learner.engine in compiled.NAMES:
+    engine = ENGINES.get(learner.engine)
+    if engine is not None and engine.graphs:
         raise ValueError(
             f"engine={learner.engine!r} makes one graph of a whole meta-step, which cannot wait for "
             "other ranks. Use engine='batched', 'loop' or 'auto' with several processes."

@@ -11,32 +11,32 @@ from torch import Tensor
 
 from trlearner.budget import within_budget
 from trlearner.chunks import mixed_in_chunks
-from trlearner.consistency import log_weights, nearest
+from trlearner.consistency import log_weights
 from trlearner.distributed.asked import Asked
+from trlearner.engines.adapted import Adapted, Embedded
 from trlearner.functional import take
-from trlearner.meta_step import Settings
-from trlearner.rows import number, part_of
-from trlearner.seam import Engine, TaskLearner
-from trlearner.types import Fast, State
+from trlearner.options import Options
 
 
-def pairs_of(settings: Settings, relations: Tensor, first: int, own: int) -> tuple[Tensor, Tensor]:
-    """Which of this rank's models are asked about which tasks: ``tasks [pairs], models [pairs]``."""
-    total = len(relations)
-    if settings.top_k is None or settings.top_k >= total - 1:
-        every = torch.arange(total, device=relations.device)
+def pairs_of(total: int, chosen: Tensor | None, first: int, own: int) -> tuple[Tensor, Tensor]:
+    """Which of this rank's models are asked about which tasks: ``tasks [pairs], models [pairs]``.
+
+    Args:
+        total: How many tasks there are.
+        chosen: The `neighbours` of each; ``None`` for all.
+        first: This rank's first model among all.
+        own: How many it has.
+    """
+    if chosen is None:
+        every = torch.arange(total)
         return every.repeat(own), every[:own].repeat_interleave(total)
-    neighbours = nearest(relations.detach(), settings.top_k)
-    tasks, places = ((neighbours >= first) & (neighbours < first + own)).nonzero(as_tuple=True)
-    return tasks, neighbours[tasks, places] - first
+    tasks, places = ((chosen >= first) & (chosen < first + own)).nonzero(as_tuple=True)
+    return tasks, chosen[tasks, places] - first
 
 
 def mixture_of(
-    settings: Settings,
-    engine: Engine,
-    learner: TaskLearner,
-    state: State,
-    fast: Fast,
+    options: Options,
+    own: Adapted,
     whole: Asked,
     tasks: Tensor,
     models: Tensor,
@@ -47,11 +47,8 @@ def mixture_of(
     """What this rank's models say of all tasks, mixed: ``[tasks, queries, ...]``.
 
     Args:
-        settings: Of the regularizer.
-        engine: Asks this rank's models.
-        learner: Whose models these are.
-        state: As in `meta_step`.
-        fast: This rank's models.
+        options: Of the regularizer.
+        own: This rank's models.
         whole: What all ranks bring.
         tasks: Of each pair, among those of all ranks ``[pairs]``.
         models: Of each pair, among this rank's ``[pairs]``.
@@ -60,29 +57,27 @@ def mixture_of(
         alignment: Of each pair ``[pairs, classes, classes]``, if classes are aligned.
     """
     total = len(whole.features)
-    own = number(fast)
-    every = len(tasks) == total * own
+    every = len(tasks) == total * len(own)
 
     def ask(part: slice) -> Tensor:
         who, what, features, mask = models[part], tasks[part], whole.features, whole.mask
         if every:  # model by model, which each run once over all tasks
-            some = part_of(fast, slice(part.start // total, part.stop // total))
-            says = engine.cross(learner, state, some, features, mask, None).flatten(0, 1)
+            some = own[part.start // total : part.stop // total]
+            says = some.cross(Embedded(features, mask)).flatten(0, 1)
         else:
-            some = part_of(fast, who)
             mask = None if mask is None else mask[what]
-            says = engine.predict(learner, state, some, features[what], mask)
+            says = own[who].predict(Embedded(features[what], mask))
         return says if whole.choice is None else take(says, whole.choice[what])
 
     def mixed(says: Tensor, part: slice) -> Tensor:
         aligned = None if alignment is None else alignment[part]
         return mix_pairs(says, weights[part], tasks[part], total, mixture, aligned)
 
-    size = settings.chunk_size
+    size = options.chunk_size
     if size == "auto":
         # What one model is asked about all tasks is the measure.
         size = within_budget(
-            lambda _: ask(slice(0, total)), own, settings.memory_budget, whole.features
+            lambda _: ask(slice(0, total)), len(own), options.memory_budget, whole.features
         )
     size = None if size is None else size * total
     return mixed_in_chunks(ask, mixed, len(tasks), size, adds=mixture == "values")

@@ -13,7 +13,7 @@ from trlearner.distributed.agreement import Header
 from trlearner.distributed.check import check_call
 from trlearner.distributed.collective import Ranks
 from trlearner.learners.protocol import Learner
-from trlearner.questions import query_keys
+from trlearner.queries import query_keys
 from trlearner.regularizer import TRLearner
 from trlearner.samples import Samples
 
@@ -87,9 +87,9 @@ def make_plan(
     if batch is not None and (uneven or any(h.masked for h in headers)):
         batch = batch.replace(batch.support, _padded(batch.query, queries))
     related = reg.lam != 0 and sum(counts) > 1
-    if related and reg.queries < 1:
+    if related and reg.options.queries < 1:
         _follow_first(ranks, reg, headers)
-    keys = query_keys(reg.queries, sum(counts), queries, reg.generator) if related else None
+    keys = query_keys(reg.options.queries, sum(counts), queries, reg.generator) if related else None
     return Plan(batch, counts, queries, related, keys)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trlearner.batch import TaskBatch
 from trlearner.consistency import mixture_kind
-from trlearner.distributed.agreement import parameters_of
+from trlearner.distributed.agreement import REGULARIZER, parameters_of
 from trlearner.distributed.asked import Asked
 from trlearner.distributed.collective import Ranks, gather_rows
 from trlearner.distributed.exchange import gate, share
@@ -18,24 +18,23 @@ from trlearner.distributed.kind import Kind, agree_on_kinds, kind_of
 from trlearner.distributed.plan import Plan
 from trlearner.distributed.term import Found, relate_ranks
 from trlearner.distributed.traffic import counted
+from trlearner.engines.adapted import Adapted
 from trlearner.engines.choose import without_graph
 from trlearner.functional import tensors
 from trlearner.learners.protocol import Learner
 from trlearner.meta_step import (
-    PREFIX,
-    asking,
+    StepState,
     described,
     loss_in,
     own_part,
     prototypes_of,
+    questions,
     state_of_loss,
 )
 from trlearner.output import Output
-from trlearner.questions import choose_queries, questions
+from trlearner.queries import choose_queries
 from trlearner.regularizer import TRLearner
 from trlearner.samples import Samples
-from trlearner.seam import Engine
-from trlearner.types import Fast, State
 
 ASKED = tuple(Asked.__dataclass_fields__)
 
@@ -45,20 +44,18 @@ class Local:
     """What a rank found by itself.
 
     Attributes:
-        engine: Ran its tasks.
-        fast: Its models.
+        models: Its models.
         predictions: Of its models on their own tasks' queries ``[own tasks, queries, ...]``.
-        loss: The sum over its tasks.
+        losses: Of its tasks.
         chosen: The queries of the relation term.
         asked: What it brings to that; ``None`` where there is none.
         facts: What must be the same on all ranks that have tasks.
         kinds: What tensors are like, by name.
     """
 
-    engine: Engine
-    fast: Fast
+    models: Adapted
     predictions: Tensor
-    loss: Tensor
+    losses: Tensor
     chosen: Samples
     asked: Asked | None
     facts: dict[str, int]
@@ -81,7 +78,6 @@ class RankStep:
     ) -> None:
         self.ranks, self.learner, self.reg, self.plan = ranks, learner, regularizer, plan
         self.device = regularizer.relation.weight.device
-        self.now: State = {}
         self.zero: Tensor | None = None
         trained = {n: p for n, p in parameters_of(learner, regularizer).items() if p.requires_grad}
         self.gated: dict[str, Tensor] = {}
@@ -100,10 +96,11 @@ class RankStep:
             ValueError: Naming what does not fit, or differs between ranks.
             LostRank: Another rank has failed or is gone.
         """
-        local, error = None, None
+        state, local, error = None, None, None
         try:
-            self.now = self._state()
-            local = None if self.plan.batch is None else self._alone(self.plan.batch)
+            state = self._state()
+            if self.plan.batch is not None:
+                local = self._alone(state, self.plan.batch)
         except Exception as raised:  # told to the others, so that they do not wait
             error = raised
         own = None if local is None else local.kinds
@@ -116,25 +113,31 @@ class RankStep:
         )
         if error is not None:
             raise error
-        found = self._together(local, kinds, facts) if self.plan.related else None
-        return self._output(local, found, kinds["predictions"], scale)
+        assert state is not None
+        found = self._together(state, local, kinds, facts) if self.plan.related else None
+        return self._output(state, local, found, kinds["predictions"], scale)
 
-    def _state(self) -> dict[str, Tensor]:
-        learner, reg, batch = self.learner, self.reg, self.plan.batch
-        state = learner.state() | state_of_loss(reg.loss_fn)
-        if self.plan.related and batch is None:
-            state |= {PREFIX + name: t for name, t in tensors(reg).items()}
-        elif self.plan.related and batch is not None:
-            state |= reg.prepared(learner, batch)
-        return {name: self.gated.get(name, t) for name, t in state.items()}
+    def _state(self) -> StepState:
+        learner, reg, batch, related = self.learner, self.reg, self.plan.batch, self.plan.related
+        if batch is not None:
+            state = reg.state(learner, batch, related)
+        else:
+            own = tensors(reg) if related else {}
+            state = StepState(learner.state(), own | state_of_loss(reg.loss_fn))
+        gated = self.gated
+        return StepState(
+            {name: gated.get(name, t) for name, t in state.learner.items()},
+            {name: gated.get(REGULARIZER + name, t) for name, t in state.regularizer.items()},
+        )
 
-    def _alone(self, batch: TaskBatch) -> Local:
-        learner, reg, plan, state, query = self.learner, self.reg, self.plan, self.now, batch.query
+    def _alone(self, state: StepState, batch: TaskBatch) -> Local:
+        learner, reg, plan, query = self.learner, self.reg, self.plan, batch.query
         reg.check_call(learner, batch, sum(plan.counts))  # warns of too few tasks
         # "auto" may have settled for a graph.
-        engine = without_graph(learner.check(batch.support, reg.loss_fn, query))
-        fast, features, predictions, losses = own_part(
-            reg, engine, learner, state, batch, plan.related
+        engine = without_graph(learner.engine_for(batch.support, reg.loss_fn, query))
+        parts = reg.parts
+        models, embedded, predictions, losses = own_part(
+            parts, engine, learner, state, batch, plan.related
         )
         chosen, asked = query, None
         if plan.related:
@@ -142,19 +145,23 @@ class RankStep:
             if plan.keys is not None:
                 first = sum(plan.counts[: self.ranks.rank])
                 keys = plan.keys[first : first + len(batch)]
-                choice = choose_queries(reg.queries, keys, query)
-            chosen, features, mask, later = questions(asking(reg, learner), query, features, choice)
-            embeddings = described(reg, engine, learner, state, batch, fast)
-            prototypes = prototypes_of(reg, learner, state, batch)
-            asked = Asked(embeddings, features, prototypes, mask, later)
-        logits = mixture_kind(reg.mixture, query.y, "sum") == "logits"
+                choice = choose_queries(parts.options.queries, keys, query)
+            chosen, embedded, later = questions(models, query, embedded, choice)
+            embeddings = described(reg.encoder, models, state.regularizer, batch)
+            prototypes = prototypes_of(parts, models, state.regularizer, batch)
+            asked = Asked(embeddings, embedded.features, prototypes, embedded.mask, later)
+        logits = mixture_kind(parts.options.mixture, query.y, "sum") == "logits"
         facts = {"mixture of logits": int(logits), "ways": batch.ways or 0}
         said = kind_of(predictions[:, 0])  # of one query
         kinds = {"predictions": said} | {n: kind_of(getattr(asked, n, None)) for n in ASKED}
-        return Local(engine, fast, predictions, losses.sum(), chosen, asked, facts, kinds)
+        return Local(models, predictions, losses, chosen, asked, facts, kinds)
 
     def _together(
-        self, local: Local | None, kinds: dict[str, Kind | None], facts: dict[str, int]
+        self,
+        state: StepState,
+        local: Local | None,
+        kinds: dict[str, Kind | None],
+        facts: dict[str, int],
     ) -> Found:
         outputs, embeddings = kinds["predictions"], kinds["embeddings"]
         assert outputs is not None and embeddings is not None
@@ -163,32 +170,34 @@ class RankStep:
         asked = None if local is None else local.asked
         if asked is None:
             asked = Asked(**{n: None if k is None else self._empty(k) for n, k in told.items()})  # type: ignore[arg-type]
-        chosen = math.ceil(self.reg.queries * self.plan.queries)
+        chosen = math.ceil(self.reg.options.queries * self.plan.queries)
         return relate_ranks(
-            self.reg,
+            self.reg.parts,
             self.ranks,
             self.plan.counts,
-            None if local is None else local.engine,
-            asking(self.reg, self.learner),
-            self.now,
-            {} if local is None else local.fast,
+            state.regularizer["relation.weight"],
+            None if local is None else local.models,
             asked,
             told,
             outputs._replace(shape=(chosen, *outputs.shape)),
             "logits" if facts["mixture of logits"] else "values",
-            self.reg.temperature,
         )
 
     def _empty(self, kind: Kind) -> Tensor:
         return torch.zeros(0, *kind.shape, dtype=kind.dtype, device=self.device)
 
     def _output(
-        self, local: Local | None, found: Found | None, outputs: Kind | None, scale: float
+        self,
+        state: StepState,
+        local: Local | None,
+        found: Found | None,
+        outputs: Kind | None,
+        scale: float,
     ) -> Output:
         total, lam = sum(self.plan.counts), self.reg.lam
         assert outputs is not None
-        own = self._empty(outputs).sum() if local is None else local.loss
-        related = self._related(local, found, own)
+        own = self._empty(outputs).sum() if local is None else local.losses.sum()
+        related = self._related(state, local, found, own)
         mine = own / total
         if found is not None:
             mine = mine + lam * related / total
@@ -204,7 +213,7 @@ class RankStep:
             task_loss.to(own.dtype),
             relation_loss.to(own.dtype),
             self._empty(all_queries) if local is None else local.predictions.detach(),
-            "idle" if local is None else local.engine.name,
+            "idle" if local is None else local.models.engine,
         )
         if found is None:
             return out
@@ -216,14 +225,16 @@ class RankStep:
             alignment_confidence=None if sure is None else (sureness / (total - 1)).to(own.dtype),
         )
 
-    def _related(self, local: Local | None, found: Found | None, own: Tensor) -> Tensor:
+    def _related(
+        self, state: StepState, local: Local | None, found: Found | None, own: Tensor
+    ) -> Tensor:
         """The sum over this rank's tasks of their losses under the mixtures."""
         if found is None:
             return torch.zeros_like(own)
         if local is None:
             return found.mixtures.sum()  # of nothing, but with a graph
-        chosen, loss_fn = local.chosen, loss_in(self.reg.loss_fn, self.now)
-        return local.engine.loss(loss_fn, found.mixtures, chosen.y, chosen.mask).sum()
+        loss_fn = loss_in(self.reg.loss_fn, state.regularizer)
+        return local.models.losses(loss_fn, found.mixtures, local.chosen).sum()
 
     def _sums(self, *values: Tensor | None) -> Tensor:
         """Sums over ranks, in their order, so that all ranks have the same bits."""

@@ -10,16 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trlearner.consistency import relation_weights
+from trlearner.consistency import neighbours, weights_of
 from trlearner.distributed.asked import Asked
 from trlearner.distributed.collective import Ranks
 from trlearner.distributed.exchange import exchange
 from trlearner.distributed.kind import Kind
 from trlearner.distributed.pairs import mixture_of, pairs_of
-from trlearner.meta_step import PREFIX, Settings, aligned
+from trlearner.engines.adapted import Adapted
+from trlearner.meta_step import Parts, aligned
 from trlearner.relation import relation_matrix
-from trlearner.seam import Engine, TaskLearner
-from trlearner.types import Fast, State
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,18 +41,15 @@ class Found:
 
 
 def relate_ranks(
-    settings: Settings,
+    parts: Parts,
     ranks: Ranks,
     counts: Sequence[int],
-    engine: Engine | None,
-    learner: TaskLearner,
-    state: State,
-    fast: Fast,
+    relation: Tensor,
+    own: Adapted | None,
     asked: Asked,
     kinds: Mapping[str, Kind | None],
     outputs: Kind,
     mixture: Literal["values", "logits"],
-    temperature: float | Tensor,
 ) -> Found:
     """Each task's queries as the mixture of its neighbours, on whatever rank they are, predicts them.
 
@@ -61,38 +57,34 @@ def relate_ranks(
     to where the task is; there, what all ranks sent is mixed.
 
     Args:
-        settings: Of the regularizer.
+        parts: Of the regularizer.
         ranks: Who shares the tasks.
         counts: How many tasks each rank has.
-        engine: Asks this rank's models; ``None`` if it has none.
-        learner: Whose models these are.
-        state: As in `meta_step`.
-        fast: This rank's models.
+        relation: The weight of the similarity layer.
+        own: This rank's models; ``None`` if it has none.
         asked: What this rank brings.
         kinds: What that is like on all ranks, by name.
         outputs: What a model says of a task: ``[queries, ...]``.
         mixture: What is mixed.
-        temperature: Of the softmax.
     """
+    options = parts.options
     whole = asked.gathered(ranks, counts, kinds)
-    relations = relation_matrix(whole.embeddings, state[PREFIX + "relation.weight"])
-    weights = relation_weights(
-        relations, settings.normalize, temperature=temperature, top_k=settings.top_k
-    )
-    first, own = sum(counts[: ranks.rank]), counts[ranks.rank]
+    relations = relation_matrix(whole.embeddings, relation)
+    chosen = neighbours(relations.detach(), options.top_k)
+    weights = weights_of(relations, options.normalize, parts.temperature, chosen)
+    first, count = sum(counts[: ranks.rank]), counts[ranks.rank]
     alignment = None
-    if whole.prototypes is not None and own:
-        alignment = aligned(settings, whole.prototypes, slice(first, first + own))
-    tasks, models = pairs_of(settings, relations, first, own)
+    if whole.prototypes is not None and count:
+        alignment = aligned(options, whole.prototypes, slice(first, first + count))
+    tasks, models = pairs_of(len(relations), chosen, first, count)
+    tasks, models = tasks.to(relations.device), models.to(relations.device)
     mixed = _nothing(whole, weights, outputs, mixture)
-    if engine is not None and len(tasks):
+    if own is not None and len(tasks):
         matched = None if alignment is None else alignment[models, tasks]
         shares = weights[tasks, first + models]
-        mixed = mixture_of(
-            settings, engine, learner, state, fast, whole, tasks, models, shares, mixture, matched
-        )
-    parts = exchange(ranks, mixed, counts)
-    together = parts.sum(0) if mixture == "values" else parts.logsumexp(0)
+        mixed = mixture_of(options, own, whole, tasks, models, shares, mixture, matched)
+    sent = exchange(ranks, mixed, counts)
+    together = sent.sum(0) if mixture == "values" else sent.logsumexp(0)
     confidence = None if whole.prototypes is None else _confidence(alignment, first, weights)
     return Found(together, relations, weights, whole.embeddings, confidence)
 

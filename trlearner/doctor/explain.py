@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from dataclasses import dataclass
 
 from trlearner.doctor.finding import EVERY, TOGETHER, Finding, Kind
@@ -20,6 +21,8 @@ class Explanation:
     problem: str
     fix: str
 
+
+CHECKPOINT = " (in torch.utils.checkpoint)"
 
 KNOWN = (
     *(Explanation(once.error, once.problem, once.fix) for once in ONCE),
@@ -119,15 +122,15 @@ KNOWN = (
         f"assign a new tensor (`self.mean = 0.9 * self.mean + ...`), {ONE_BY_ONE}.",
     ),
     Explanation(
+        "gen_vmap_plumbing|" + re.escape(CHECKPOINT),
+        "keeps tensors beyond its call (as checkpointing does), which torch.vmap cannot follow.",
+        f"call the layers without torch.utils.checkpoint, {ONE_BY_ONE}.",
+    ),
+    Explanation(
         r"setup_context|generate_vmap_rule",
         "uses a torch.autograd.Function that torch.vmap cannot run.",
         "split its forward into forward and setup_context, set generate_vmap_rule = True, "
         f"{ONE_BY_ONE}.",
-    ),
-    Explanation(
-        r"gen_vmap_plumbing",
-        "keeps tensors beyond its call (as checkpointing does), which torch.vmap cannot follow.",
-        f"call the layers without torch.utils.checkpoint, {ONE_BY_ONE}.",
     ),
     Explanation(
         r"DataDependent|aten\._local_scalar_dense",
@@ -176,6 +179,9 @@ def explain(layer: str, type_name: str, trial: str, error: Exception) -> Finding
     """
     kind, engines, problem, fix = GENERIC[trial]
     said = f"{type(error).__name__}: {error}"
+    passed = traceback.extract_tb(error.__traceback__)
+    if any(frame.filename.endswith("torch/utils/checkpoint.py") for frame in passed):
+        said += CHECKPOINT  # torch 2.6 does not say so itself
     for known in KNOWN:
         match = re.search(known.pattern, said)
         if match and (trial != "forward" or known.pattern == IN_PLACE):

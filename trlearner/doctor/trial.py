@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map, tree_unflatten
 from trlearner.doctor.held import rebuilt
 from trlearner.doctor.record import Call, Node, kept, replaced, signature, tensors_in
 from trlearner.engines import batched, loop
+from trlearner.engines.adapted import adapt
 from trlearner.engines.embedding import concerns, padded_embeddings
 from trlearner.functional import discarded_statistics, random_state_kept, tensors
 from trlearner.learners.protocol import Learner
@@ -262,11 +263,10 @@ def _of_step(
         here = dict(zip(state, values[: len(state)], strict=True))
         x, y, query_x, query_y = values[len(state) :]
         support = Samples.unchecked(x, y, None, parts[0].ways)
-        features = engine.embed(learner, here, x, None)
-        fast = engine.adapt(learner, here, features, support, patient.loss_fn, steps)
-        queries = engine.embed(learner, here, query_x, None)
-        predictions = engine.predict(learner, here, fast, queries, None)
-        return [engine.loss(patient.loss_fn, predictions, query_y, None).sum()]
+        query = Samples.unchecked(query_x, query_y, None, parts[1].ways)
+        models = adapt(engine, learner, here, support, patient.loss_fn, steps)
+        predictions = models.predict(models.embed(query))
+        return [models.losses(patient.loss_fn, predictions, query).sum()]
 
     learned = [t.requires_grad for t in state.values()] + [False] * len(data)
     return [(function, [*state.values(), *data], learned, learned)]

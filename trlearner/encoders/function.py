@@ -10,11 +10,11 @@ from torch import Tensor
 from trlearner.batch import TaskBatch
 from trlearner.checks import check_flag, check_whole
 from trlearner.encoders.protocol import Encoder, check_width
-from trlearner.engines import loop
+from trlearner.engines.adapted import Models
 from trlearner.functional import pure_call, random_state_kept
 from trlearner.learners.protocol import Learner
-from trlearner.seam import Engine
-from trlearner.types import Fast, State
+from trlearner.samples import Samples
+from trlearner.types import State
 
 
 class FunctionEncoder(Encoder):
@@ -67,7 +67,7 @@ class FunctionEncoder(Encoder):
         self.detach = detach
         self.register_buffer("probe", probe.detach())
 
-    def prepare(self, learner: Learner, batch: TaskBatch) -> None:
+    def prepare(self, learner: Learner | None, batch: TaskBatch) -> None:
         """Refuses a probe that is unlike the batch's inputs, before any graph is made of it."""
         x = batch.support.x
         kinds = [(t.dtype, t.device, t.ndim) for t in (self.probe[0], x[0, 0])]
@@ -77,7 +77,7 @@ class FunctionEncoder(Encoder):
                 f"{_kind(self.probe)}. Give each probe the shape of a sample, and move it along with "
                 "the regularizer: reg.to(...), reg.double()."
             )
-        if self.probe.shape[1:] != x.shape[2:]:
+        if learner is not None and self.probe.shape[1:] != x.shape[2:]:
             self._check_runs(learner, x)
 
     def _check_runs(self, learner: Learner, x: Tensor) -> None:
@@ -96,15 +96,13 @@ class FunctionEncoder(Encoder):
             ) from error
         takes.add(learner)
 
-    def encode(self, learner: Learner, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
-        """As `ask`, by one model after the other."""
-        return self.ask(loop.ENGINE, learner, state, fast)
-
-    def ask(self, engine: Engine, learner: Learner, state: State, fast: Fast) -> Tensor:
+    def encode(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """Every model's predictions on the probe: ``[tasks, dim]``."""
-        # To the engine the probe is one more task, which every model is asked about.
-        features = engine.embed(learner, state, self.own(state)["probe"][None], None)
-        answers = engine.cross(learner, state, fast, features, None, None)[:, 0]
+        # To the models the probe is one more task, which all of them are asked about.
+        asked = models.embed(
+            Samples.unchecked(state["probe"][None], state["probe"][None], None, None)
+        )
+        answers = models.cross(asked)[:, 0]
         check_width(answers[0, 0].numel(), self.outputs, "a prediction", "outputs")
         return (answers.detach() if self.detach else answers).flatten(1)
 

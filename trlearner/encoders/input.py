@@ -11,9 +11,9 @@ from trlearner.batch import TaskBatch
 from trlearner.checks import check_flag, check_whole
 from trlearner.encoders.extractor import Extractor
 from trlearner.encoders.protocol import Encoder, check_width
-from trlearner.learners.protocol import Learner
+from trlearner.engines.adapted import Models
 from trlearner.prototype import batch_prototypes
-from trlearner.types import Fast, State
+from trlearner.types import State
 
 
 class InputEncoder(Encoder):
@@ -27,11 +27,11 @@ class InputEncoder(Encoder):
         dim: The width of g(x).
         metadata: ``"support"``, or ``"all"`` for support and query inputs.
         detach: Train g by nothing that the relations want.
-        borrowed: g is a part of a model that your own loop trains (see `TRLearner.collect`): it is read as
-            it stands, and is neither among the encoder's parameters nor in its state.
+        own: Make g a part of the regularizer: trained, saved and moved with it. Leave it out where g is a
+            part of the learner's model, of a model that your own loop trains, or frozen.
 
     Example:
-        >>> encoder = InputEncoder(nn.Linear(2, 8), dim=8)
+        >>> encoder = InputEncoder(nn.Linear(2, 8), dim=8, own=True)
         >>> sum(p.numel() for p in encoder.parameters())
         24
     """
@@ -42,7 +42,7 @@ class InputEncoder(Encoder):
         dim: int,
         metadata: Literal["support", "all"] = "support",
         detach: bool = False,
-        borrowed: bool = False,
+        own: bool = False,
     ) -> None:
         super().__init__()
         if metadata not in ("support", "all"):
@@ -50,16 +50,16 @@ class InputEncoder(Encoder):
         check_whole("dim", dim)
         check_flag("detach", detach)
         self.dim = dim
-        self.extractor = Extractor(extractor, borrowed)
+        self.extractor = Extractor(extractor, own)
         self.metadata = metadata
         self.detach = detach
 
-    def encode(self, learner: Learner, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
+    def encode(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """The mean feature of every task: ``[tasks, dim]``."""
         sets = [batch.support] if self.metadata == "support" else [batch.support, batch.query]
         sums, counts = [], []
         for samples in sets:
-            features = self.extractor.features(learner, state, samples.x, samples.mask)
+            features = self.extractor.features(models, state, samples.x, samples.mask)
             check_width(features.shape[-1], self.dim, "the extractor's features", "dim")
             real = torch.ones_like(features[..., 0]) if samples.mask is None else samples.mask
             sums.append((features * real[..., None]).sum(1))
@@ -67,9 +67,9 @@ class InputEncoder(Encoder):
         embeddings = torch.stack(sums).sum(0) / torch.stack(counts).sum(0)
         return embeddings.detach() if self.detach else embeddings
 
-    def prototypes(self, learner: Learner, state: State, batch: TaskBatch) -> Tensor:
+    def prototypes(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """Mean features ``[tasks, classes, features]`` of the support's classes."""
         support = batch.support
-        features = self.extractor.features(learner, state, support.x, support.mask)
+        features = self.extractor.features(models, state, support.x, support.mask)
         means, _ = batch_prototypes(features.detach() if self.detach else features, support)
         return means

@@ -10,12 +10,13 @@ from torch.nn.parameter import UninitializedParameter
 from trlearner.batch import TaskBatch
 from trlearner.checks import check_flag, check_whole
 from trlearner.encoders.extractor import Extractor
-from trlearner.encoders.protocol import PREFIX, Encoder, check_width
-from trlearner.functional import random_state_kept, tensors
+from trlearner.encoders.protocol import Encoder, check_width
+from trlearner.engines.adapted import Models
+from trlearner.functional import random_state_kept
 from trlearner.learners.protocol import Learner
 from trlearner.prototype import batch_prototypes
 from trlearner.samples import Samples
-from trlearner.types import Fast, State
+from trlearner.types import State
 
 
 class LabelledEncoder(Encoder):
@@ -32,8 +33,8 @@ class LabelledEncoder(Encoder):
         targets: The width of a regression target; by default it is found at the first batch.
         hidden: The width of the hidden layer.
         detach: Train g by nothing that the relations want.
-        borrowed: g is a part of a model that your own loop trains (see `TRLearner.collect`): it is read as
-            it stands, and is neither among the encoder's parameters nor in its state.
+        own: Make g a part of the regularizer: trained, saved and moved with it. Leave it out where g is a
+            part of the learner's model, of a model that your own loop trains, or frozen.
 
     Example:
         >>> LabelledEncoder(None, dim=16, features=1, targets=1).of_features
@@ -48,7 +49,7 @@ class LabelledEncoder(Encoder):
         targets: int | None = None,
         hidden: int = 64,
         detach: bool = False,
-        borrowed: bool = False,
+        own: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("hidden", hidden)):
@@ -57,7 +58,7 @@ class LabelledEncoder(Encoder):
             check_whole(name, width, optional=True)
         check_flag("detach", detach)
         self.dim = dim
-        self.extractor = Extractor(extractor, borrowed)
+        self.extractor = Extractor(extractor, own)
         self.detach = detach
         self.of_features = (
             nn.LazyLinear(hidden) if features is None else nn.Linear(features, hidden)
@@ -69,44 +70,47 @@ class LabelledEncoder(Encoder):
         )
         self.out = nn.Linear(hidden, dim)
 
-    def prepare(self, learner: Learner, batch: TaskBatch) -> None:
+    def prepare(self, learner: Learner | None, batch: TaskBatch) -> None:
         """Gives layers of unknown width the width that this batch shows."""
         if not any(isinstance(p, UninitializedParameter) for p in self.parameters()):
             return
-        state = learner.state() | {PREFIX + n: t for n, t in tensors(self).items()}
         x, y = batch.support.x[:1, :2], batch.support.y[:1, :2]
         with torch.no_grad(), random_state_kept(x):
             # A width that is still unknown shows in its layer's first call.
-            features = self.extractor.features(learner, state, x).to(self.out.weight.dtype)
+            features = self.extractor.run(None, {}, {}, x).to(self.out.weight.dtype)
             self.of_features(features)
             self.of_targets(
                 features[..., :1] if _labels(batch.support) else _columns(y).to(features)
             )
 
-    def encode(self, learner: Learner, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
+    def encode(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """The set encoding of every task: ``[tasks, dim]``."""
-        support, own = batch.support, self.own(state)
-        features = self._features(learner, state, support)
-        check_width(features.shape[-1], own["of_features.weight"].shape[1], "g(x)", "features")
+        support = batch.support
+        features = self._features(models, state, support)
+        width = state["of_features.weight"].shape[1]
+        if features.shape[-1] != width:
+            check_width(features.shape[-1], width, "g(x)", "features")
         elements, real = features, support.mask
         if _labels(support):
             elements, count = batch_prototypes(features, support)
             real = count > 0
-        hidden = linear(elements, own["of_features.weight"], own["of_features.bias"])
+        hidden = linear(elements, state["of_features.weight"], state["of_features.bias"])
         if not _labels(support):
             y = _columns(support.y)
-            check_width(y.shape[-1], own["of_targets.weight"].shape[1], "a target", "targets")
-            hidden = hidden + linear(y.to(hidden), own["of_targets.weight"])
+            width = state["of_targets.weight"].shape[1]
+            if y.shape[-1] != width:
+                check_width(y.shape[-1], width, "a target", "targets")
+            hidden = hidden + linear(y.to(hidden), state["of_targets.weight"])
         pooled = _masked_mean(gelu(hidden), real)
-        return linear(pooled, own["out.weight"], own["out.bias"])
+        return linear(pooled, state["out.weight"], state["out.bias"])
 
-    def prototypes(self, learner: Learner, state: State, batch: TaskBatch) -> Tensor:
+    def prototypes(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """Mean features ``[tasks, classes, features]`` of the support's classes."""
-        means, _ = batch_prototypes(self._features(learner, state, batch.support), batch.support)
+        means, _ = batch_prototypes(self._features(models, state, batch.support), batch.support)
         return means
 
-    def _features(self, learner: Learner, state: State, support: Samples) -> Tensor:
-        features = self.extractor.features(learner, state, support.x, support.mask)
+    def _features(self, models: Models, state: State, support: Samples) -> Tensor:
+        features = self.extractor.features(models, state, support.x, support.mask)
         features = features.to(self.out.weight.dtype)
         return features.detach() if self.detach else features
 

@@ -8,12 +8,9 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from trlearner.batch import TaskBatch
+from trlearner.engines.adapted import Models
 from trlearner.learners.protocol import Learner
-from trlearner.seam import Engine
-from trlearner.types import Fast, State
-
-PREFIX = "regularizer.encoder."
-"""Where the state keeps an encoder's own parameters and buffers."""
+from trlearner.types import State
 
 
 class Encoder(nn.Module, abc.ABC):
@@ -26,63 +23,32 @@ class Encoder(nn.Module, abc.ABC):
     dim: int
 
     @abc.abstractmethod
-    def encode(self, learner: Learner, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
+    def encode(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """Embeddings ``[tasks, dim]``.
 
         Args:
-            learner: Whose tasks these are.
-            state: All parameters and buffers, the learner's before adaptation by their own names and
-                this encoder's under `PREFIX`.
+            state: This encoder's parameters and buffers, by its own names.
             batch: The tasks.
-            fast: What adaptation made of each task.
+            models: The tasks' adapted models; `models.state` are their learner's parameters and buffers
+                before adaptation.
         """
 
-    def prepare(self, learner: Learner, batch: TaskBatch) -> None:
-        """Called before `encode`, where a first batch may settle what was left open."""
-        return
+    def prepare(self, learner: Learner | None, batch: TaskBatch) -> None:
+        """Called before `encode`, where a first batch may settle what was left open.
 
-    def own(self, state: State) -> dict[str, Tensor]:
-        """This encoder's own part of the state, by its own names."""
-        return {n.removeprefix(PREFIX): t for n, t in state.items() if n.startswith(PREFIX)}
+        Args:
+            learner: Whose models are described; ``None`` for those of a loop of the user's own.
+            batch: The tasks.
+        """
+        return
 
 
 @runtime_checkable
 class HasPrototypes(Protocol):
     """An encoder that can tell what a task's classes look like, which alignment needs."""
 
-    def prototypes(self, learner: Learner, state: State, batch: TaskBatch) -> Tensor:
-        """Mean features ``[tasks, classes, features]`` of every task's classes."""
-
-
-@runtime_checkable
-class AsksModels(Protocol):
-    """An encoder that asks the adapted models themselves, which takes an engine to run them."""
-
-    def ask(self, engine: Engine, learner: Learner, state: State, fast: Fast) -> Tensor:
-        """Embeddings ``[tasks, dim]``, as `Encoder.encode` would return them."""
-
-
-def embed_tasks(
-    encoder: Encoder,
-    engine: Engine,
-    learner: Learner,
-    state: State,
-    batch: TaskBatch,
-    fast: Fast,
-) -> Tensor:
-    """Embeddings ``[tasks, dim]``, by whichever way the encoder offers.
-
-    Args:
-        encoder: Makes a vector of each task.
-        engine: Ran the adaptation.
-        learner: As in `Encoder.encode`.
-        state: As in `Encoder.encode`.
-        batch: As in `Encoder.encode`.
-        fast: As in `Encoder.encode`.
-    """
-    if isinstance(encoder, AsksModels):
-        return encoder.ask(engine, learner, state, fast)
-    return encoder.encode(learner, state, batch, fast)
+    def prototypes(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
+        """Mean features ``[tasks, classes, features]`` of every task's classes; arguments as of `encode`."""
 
 
 def check_width(given: int, expected: int, what: str, argument: str) -> None:

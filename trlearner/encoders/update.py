@@ -11,9 +11,10 @@ from torch import Tensor
 from trlearner.batch import TaskBatch
 from trlearner.checks import check_flag, check_whole
 from trlearner.encoders.protocol import Encoder
+from trlearner.engines.adapted import Adapted, Models
 from trlearner.learners.protocol import Learner
 from trlearner.seam import GradientTaskLearner
-from trlearner.types import Fast, State
+from trlearner.types import State
 
 WORD = 0xFFFFFFFF
 Integers = TypeVar("Integers", int, Tensor)
@@ -57,14 +58,15 @@ class UpdateEncoder(Encoder):
         self.seed = seed
         self.detach = detach
 
-    def prepare(self, learner: Learner, batch: TaskBatch) -> None:
+    def prepare(self, learner: Learner | None, batch: TaskBatch) -> None:
         """Refuses a learner that descends no gradient, before any graph is made of it."""
         _descending(learner)
 
-    def encode(self, learner: Learner, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
+    def encode(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """The sketched update of every task: ``[tasks, dim]``."""
-        start = _descending(learner).start(state)
-        moved = [fast[name] - value for name, value in start.items()]
+        assert isinstance(models, Adapted)  # others have no learner, which `prepare` refuses
+        start = _descending(models.learner).start(models.state)
+        moved = [models.fast[name] - value for name, value in start.items()]
         updates = torch.cat([m.reshape(len(m), -1) for m in moved], 1)
         return count_sketch(updates.detach() if self.detach else updates, self.dim, self.seed)
 
@@ -115,7 +117,12 @@ def _mix(word: Integers) -> Integers:
     return word ^ (word >> 15)
 
 
-def _descending(learner: Learner) -> GradientTaskLearner:
+def _descending(learner: object) -> GradientTaskLearner:
+    if learner is None:
+        raise ValueError(
+            "UpdateEncoder looks at what a trlearner learner changed, which a loop of your own does "
+            "not show. Use InputEncoder, LabelledEncoder or FunctionEncoder."
+        )
     if not isinstance(learner, GradientTaskLearner):
         raise TypeError(
             "UpdateEncoder describes a task by how gradient descent moves parameters, but "

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
+from trlearner.engines.adapted import Adapted, Engine
 from trlearner.engines.embedding import padded
-from trlearner.engines.loop import gradients
+from trlearner.engines.one_task import descent
 from trlearner.loss import task_loss
 from trlearner.samples import Samples
-from trlearner.seam import Engine, InnerLoop, TaskLearner
+from trlearner.seam import InnerLoop, TaskLearner
 from trlearner.types import Fast, LossFn, State
 
 
@@ -36,7 +37,7 @@ def embed(learner: TaskLearner, state: State, x: Tensor, mask: Tensor | None) ->
     if mask is not None:
         check_masks(learner, "batched")
     if learner.couples_samples():
-        learner = padded(learner, x)
+        learner = _safe(learner, x)
         return _vmap(lambda one: learner.embed(state, one))(x)
     together = learner.embed(state, rearrange(x, "tasks samples ... -> (tasks samples) ..."))
     return rearrange(together, "(tasks samples) ... -> tasks samples ...", tasks=len(x))
@@ -51,7 +52,7 @@ def adapt(
     steps: int,
 ) -> Fast:
     """All tasks' adaptations together: each entry ``[tasks, ...]``."""
-    learner = padded(learner, features)
+    learner = _safe(learner, features)
 
     def loss_of(model: Fast, h: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         return task_loss(loss_fn, learner.predict(state, model, h), y, mask)
@@ -68,36 +69,27 @@ def adapt(
         support.ways,
         steps,
         lift=_vmap,
-        spread=lambda shared: shared.expand(len(features), *shared.shape),
-        gradient=lambda fast, first_order: gradients(loss_at, fast, first_order),
+        spread=lambda fast: {n: t.expand(len(features), *t.shape) for n, t in fast.items()},
+        gradient=descent(loss_at),
     )
     return learner.inner(state, lent)
 
 
-def predict(
-    learner: TaskLearner, state: State, fast: Fast, features: Tensor, mask: Tensor | None
-) -> Tensor:
+def predict(models: Adapted, features: Tensor, mask: Tensor | None) -> Tensor:
     """Every model on its own task: ``[tasks, queries, ...]``."""
-    learner = padded(learner, features)
-    return _vmap(lambda model, h: learner.predict(state, model, h))(fast, features)
+    learner, state = _safe(models.learner, features), models.state
+    return _vmap(lambda model, h: learner.predict(state, model, h))(models.fast, features)
 
 
-def cross(
-    learner: TaskLearner,
-    state: State,
-    fast: Fast,
-    features: Tensor,
-    mask: Tensor | None,
-    neighbours: Tensor | None,
-) -> Tensor:
+def cross(models: Adapted, features: Tensor, mask: Tensor | None, chosen: Tensor | None) -> Tensor:
     """Every model on every task: ``[models, tasks, queries, ...]``."""
-    learner = padded(learner, features)
+    learner, state, fast = _safe(models.learner, features), models.state, models.fast
 
     def one(model: Fast, h: Tensor) -> Tensor:
         return learner.predict(state, model, h)
 
-    if neighbours is not None:
-        asked = {name: values[neighbours] for name, values in fast.items()}
+    if chosen is not None:
+        asked = {name: values[chosen] for name, values in fast.items()}
         return _vmap(_vmap(one), (0, None))(asked, features)
     if learner.couples_samples():
         return _vmap(_vmap(one, (None, 0)), (0, None))(fast, features)
@@ -113,6 +105,14 @@ def loss(loss_fn: LossFn, predictions: Tensor, y: Tensor, mask: Tensor | None) -
     """Each task's loss on its real samples: ``[tasks]``."""
     in_dims = (0, 0, None if mask is None else 0)
     return _vmap(lambda p, t, m: task_loss(loss_fn, p, t, m), in_dims)(predictions, y, mask)
+
+
+def _safe(learner: TaskLearner, inputs: Tensor) -> TaskLearner:
+    """The learner, with its embeddings' padding rows held fixed wherever there may be some."""
+    floats = inputs.is_floating_point()
+    if floats and not any(isinstance(m, nn.Embedding) for m in learner.modules()):
+        return learner
+    return padded(learner, inputs)
 
 
 class NotBatchable(RuntimeError):
@@ -146,4 +146,4 @@ def _vmap(function, in_dims=0):  # type: ignore[no-untyped-def]
 OF_VMAP = ("Batching rule not implemented", "vmap")
 """What tells torch's complaints about ``vmap`` from others."""
 
-ENGINE = Engine("batched", embed, adapt, predict, cross, loss)
+ENGINE = Engine("batched", embed, adapt, predict, cross, loss, together=True)

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from trlearner.engines import loop
+from trlearner.engines.one_task import adapt_task
 from trlearner.engines.second_order import ONCE, advice
-from trlearner.functional import random_state_kept
+from trlearner.functional import Busy, random_state_kept
 from trlearner.loss import task_loss
-from trlearner.one_thread import Busy
-from trlearner.rows import unbound
 from trlearner.samples import Samples
 from trlearner.seam import GradientTaskLearner, TaskLearner
 from trlearner.types import LossFn
@@ -29,26 +27,35 @@ from trlearner.types import LossFn
 def blaming(
     learner: TaskLearner, loss_fn: LossFn | None, parts: Mapping[str, Samples]
 ) -> Iterator[None]:
-    """Where what is inside fails, a plain step on one task shows whether the user's parts fail, too.
+    """Where what is inside fails, raises what `blamed` says; arguments as there."""
+    try:
+        yield
+    except Exception as error:
+        if (mistake := blamed(error, learner, loss_fn, parts)) is not None:
+            raise mistake from error
+        raise
+
+
+def blamed(
+    error: Exception, learner: TaskLearner, loss_fn: LossFn | None, parts: Mapping[str, Samples]
+) -> Exception | None:
+    """The user's own mistake behind a failed step, if a plain step on one task shows one.
 
     Args:
+        error: What the step raised.
         learner: As in `own_mistake`.
         loss_fn: As in `own_mistake`.
         parts: As in `own_mistake`.
 
-    Raises:
-        ValueError: Inputs, model or loss do not fit each other; said without a word of engines.
-        Exception: What the plain step raised, or else what was raised inside.
+    Returns:
+        An error that does not speak of engines; ``None`` where `error` says it all.
     """
-    try:
-        yield
-    except (torch.OutOfMemoryError, Busy):
-        raise  # a trial would need memory, or modules that another thread is using
-    except Exception as error:
-        mistake = own_mistake(learner, loss_fn, parts)
-        if mistake is None or (type(mistake), str(mistake)) == (type(error), str(error)):
-            raise
-        raise mistake from error
+    if isinstance(error, (torch.OutOfMemoryError, Busy)):
+        return None  # a trial would need memory, or modules that another thread is using
+    mistake = own_mistake(learner, loss_fn, parts)
+    if mistake is None or (type(mistake), str(mistake)) == (type(error), str(error)):
+        return None
+    return mistake
 
 
 def own_mistake(
@@ -101,8 +108,8 @@ def _forward(
             calls.running.clear()  # ANIL leaves its model at the head
             if loss_fn is None and not isinstance(learner, GradientTaskLearner):
                 return None
-            adapted = loop.adapt(learner, state, features[None], one, loss_fn or _nothing, 0)
-            predictions = learner.predict(state, unbound(adapted)[0], features)
+            fast = adapt_task(learner, state, features, one.y[0], one.ways, loss_fn or _nothing, 0)
+            predictions = learner.predict(state, fast, features)
     except Exception as error:
         return _of_model(error, calls, f"{name}.x", samples.x)
     if not isinstance(predictions, Tensor):
@@ -131,12 +138,12 @@ def _nothing(predictions: Tensor, targets: Tensor) -> Tensor:
 def _step(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> None:
     """A meta-step of one inner step, with its gradient where one is wanted."""
     one, state = _one(samples), learner.state()
-    features = loop.embed(learner, state, one.x, None)
-    fast = loop.adapt(learner, state, features, one, loss_fn, 1)
-    loss = loop.loss(loss_fn, loop.predict(learner, state, fast, features, None), one.y, None)
+    features, targets = learner.embed(state, one.x[0]), one.y[0]
+    fast = adapt_task(learner, state, features, targets, one.ways, loss_fn, 1)
+    loss = task_loss(loss_fn, learner.predict(state, fast, features), targets)
     if loss.requires_grad:
         trained = [t for t in state.values() if t.requires_grad]
-        torch.autograd.grad(loss.sum(), trained, allow_unused=True)
+        torch.autograd.grad(loss, trained, allow_unused=True)
 
 
 class _Calls:

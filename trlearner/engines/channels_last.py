@@ -6,7 +6,7 @@ BatchNorm gets a second derivative that keeps that layout, InstanceNorm one that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from trlearner.engines import loop
+from trlearner.engines.adapted import Adapted, Engine
 from trlearner.engines.batch_norm import cheap_norms
 from trlearner.engines.group_norm import safe_group_norms
-from trlearner.seam import Engine, InnerLoop, TaskLearner, Through
+from trlearner.loss import task_losses
+from trlearner.seam import InnerLoop, TaskLearner, Through
 from trlearner.types import Fast, State
 
 
@@ -43,7 +45,10 @@ class _Laid(Through[TaskLearner]):
 
     def inner(self, state: State, loop: InnerLoop) -> Fast:
         # Else every step would bring filters and their gradients to one layout.
-        return self.learner.inner(state, replace(loop, spread=laid_out))
+        def spread(fast: Fast) -> Fast:
+            return {name: laid_out(value) for name, value in fast.items()}
+
+        return self.learner.inner(state, replace(loop, spread=spread))
 
     def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
         with _norms():
@@ -56,15 +61,20 @@ def _norms() -> Iterator[None]:
         yield
 
 
-def _laid(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda learner, *rest: function(_Laid(learner), *rest)
+def _embed(learner: TaskLearner, *rest: Any) -> Any:
+    return loop.embed(_Laid(learner), *rest)
 
 
-ENGINE = Engine(
-    "channels_last",
-    _laid(loop.embed),
-    _laid(loop.adapt),
-    _laid(loop.predict),
-    _laid(loop.cross),
-    loop.loss,
-)
+def _adapt(learner: TaskLearner, *rest: Any) -> Any:
+    return loop.adapt(_Laid(learner), *rest)
+
+
+def _predict(models: Adapted, *rest: Any) -> Any:
+    return loop.predict(replace(models, learner=_Laid(models.learner)), *rest)
+
+
+def _cross(models: Adapted, *rest: Any) -> Any:
+    return loop.cross(replace(models, learner=_Laid(models.learner)), *rest)
+
+
+ENGINE = Engine("channels_last", _embed, _adapt, _predict, _cross, task_losses)

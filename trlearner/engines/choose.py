@@ -11,12 +11,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from trlearner.engines import batched, channels_last, compiled, higher, loop
+from trlearner.engines.adapted import Engine, adapt
 from trlearner.engines.blame import own_mistake
-from trlearner.functional import random_state_kept
+from trlearner.functional import Busy, random_state_kept
 from trlearner.loss import check_decomposes
-from trlearner.one_thread import Busy
 from trlearner.samples import Samples
-from trlearner.seam import Engine, GradientTaskLearner, TaskLearner
+from trlearner.seam import GradientTaskLearner, TaskLearner
 from trlearner.types import LossFn
 from trlearner.warn import warn
 
@@ -31,8 +31,6 @@ ENGINES = {
         compiled.TRACED,
     )
 }
-TOGETHER = (batched.ENGINE.name, *compiled.NAMES)
-"""Engines that run all tasks at once."""
 SELF_CHOSEN = ("auto", "tune")
 """Names that stand for whichever engine suits."""
 HEAVY = 2e8
@@ -49,16 +47,15 @@ def choose(
     samples: Samples,
     loss_fn: LossFn,
     masked: bool,
-    planned_steps: int | None = None,
     seen: int | None = None,
 ) -> Engine:
-    """The engine that `name` asks for; ``"auto"`` decides by layers, device, plans and a trial.
+    """The engine that `name` asks for; ``"auto"`` decides by layers, device and a trial.
 
     ``"auto"`` is ``batched``, except that it is ``loop`` where layers couple samples and tasks are
     masked, and where the model cannot run under ``vmap``, which is tried once and reported;
     ``channels_last`` where convolutions are large and on a CPU (`HEAVY`), or ``loop`` where those are
-    not of images; ``loop`` where many parameters adapt on a CPU (`BULKY`); and ``compiled`` where
-    enough steps are planned. ``"tune"`` is what `settle` made of it, until then as ``"auto"``.
+    not of images; and ``loop`` where many parameters adapt on a CPU (`BULKY`). ``"tune"`` is what
+    `settle` made of it, until then as ``"auto"``.
 
     Args:
         learner: Whose tasks are to run.
@@ -66,7 +63,6 @@ def choose(
         samples: The tasks' support samples.
         loss_fn: The inner loss.
         masked: Whether some samples are padding.
-        planned_steps: How many meta-steps are to come, if known.
         seen: How many samples of each task run through the model; by default the support's.
 
     Raises:
@@ -76,19 +72,20 @@ def choose(
     check_recompute(learner, name)
     if name in SELF_CHOSEN:
         settled = _settled.get(learner)
-        unfit = settled in compiled.NAMES and recomputes(learner)  # which may have been set since
-        if settled is None or unfit or (masked and learner.couples_samples()):
+        if settled is None or (masked and learner.couples_samples()):
             seen = samples.x.shape[1] if seen is None else seen
-            settled = _decide(learner, samples, loss_fn, masked, planned_steps, seen)
+            settled = _decided(learner, samples, loss_fn, masked, seen)
         name = settled
-    if name in TOGETHER and masked:
+    engine = ENGINES[name]
+    if engine.together and masked:
         batched.check_masks(learner, name)
-    return ENGINES[name]
+        check_loss(learner, samples, loss_fn)
+    return engine
 
 
 def without_graph(engine: Engine) -> Engine:
     """An engine, or in place of one that compiles graphs `batched`, which computes the same at once."""
-    return ENGINES["batched"] if engine.name in compiled.NAMES else engine
+    return batched.ENGINE if engine.graphs else engine
 
 
 def settle(learner: TaskLearner, name: str) -> None:
@@ -124,11 +121,14 @@ def check_recompute(learner: TaskLearner, name: str) -> None:
     Raises:
         ValueError: With the ways out.
     """
-    if not recomputes(learner) or name not in (higher.ENGINE.name, *compiled.NAMES):
+    if not recomputes(learner) or name in SELF_CHOSEN:
         return
-    why = "makes one graph of all inner steps"
-    if name == higher.ENGINE.name:
+    if ENGINES[name].graphs:
+        why = "makes one graph of all inner steps"
+    elif name == higher.ENGINE.name:
         why = "leaves the inner loop to the higher package, which keeps every step"
+    else:
+        return
     raise ValueError(
         f"engine={name!r} {why}, so it cannot do what recompute=True asks for. Use engine='auto', 'tune', "
         "'batched', 'loop' or 'channels_last', or recompute=False."
@@ -164,13 +164,23 @@ def candidates(learner: TaskLearner, masked: bool) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _decided(
+    learner: TaskLearner, samples: Samples, loss_fn: LossFn, masked: bool, seen: int
+) -> str:
+    """As `_decide`, once for each kind of call."""
+    modes = tuple(
+        (m.training, *(p.requires_grad for p in m.parameters(recurse=False)))
+        for m in learner.modules()
+    )
+    key = (masked, seen, samples.x.shape[2:], samples.x.device.type, modes)
+    known = _decisions.setdefault(learner, {})
+    if key not in known:
+        known[key] = _decide(learner, samples, loss_fn, masked, seen)
+    return known[key]
+
+
 def _decide(
-    learner: TaskLearner,
-    samples: Samples,
-    loss_fn: LossFn,
-    masked: bool,
-    planned_steps: int | None,
-    seen: int,
+    learner: TaskLearner, samples: Samples, loss_fn: LossFn, masked: bool, seen: int
 ) -> str:
     if masked and learner.couples_samples():
         return "loop"
@@ -183,10 +193,7 @@ def _decide(
             return "loop"
     if samples.x.device.type == "cpu" and _bytes(_moved(learner)) > BULKY:
         return "loop"
-    if not _runs("batched", learner, samples, loss_fn):
-        return "loop"
-    pays = (planned_steps or 0) >= compiled.PAYS and not recomputes(learner)
-    return "compiled" if pays and torch.is_grad_enabled() else "batched"
+    return "batched" if _runs("batched", learner, samples, loss_fn) else "loop"
 
 
 def _adapts(learner: TaskLearner, layers: Sequence[nn.Module]) -> bool:
@@ -248,12 +255,13 @@ def _trial(
 ) -> Tensor:
     """The predictions of a small meta-step that leaves no trace."""
     with torch.no_grad(), random_state_kept(samples.x):
-        state = learner.state()
-        features = engine.embed(learner, state, samples.x, samples.mask)
-        fast = engine.adapt(learner, state, features, samples, loss_fn, steps)
-        return engine.predict(learner, state, fast, features, samples.mask)
+        models = adapt(engine, learner, learner.state(), samples, loss_fn, steps)
+        return models.predict(models.embed(samples))
 
 
+_decisions: weakref.WeakKeyDictionary[TaskLearner, dict[Hashable, str]] = (
+    weakref.WeakKeyDictionary()
+)
 _settled: weakref.WeakKeyDictionary[TaskLearner, str] = weakref.WeakKeyDictionary()
 _decomposing: weakref.WeakKeyDictionary[TaskLearner, weakref.WeakSet[LossFn]] = (
     weakref.WeakKeyDictionary()

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from trlearner.engines import loop
+from trlearner.engines.one_task import check_depends
 from trlearner.engines.second_order import explain_backward
 from trlearner.loss import task_loss
 from trlearner.rows import Rows
 from trlearner.samples import Samples
-from trlearner.seam import GradientTaskLearner, TaskLearner
+from trlearner.seam import GradientTaskLearner, TaskLearner, at_step
 from trlearner.types import Fast, LossFn, State
 
 
@@ -77,13 +78,13 @@ def _adapt_task(
         model.update_params(
             [t if t.requires_grad else t.detach().requires_grad_() for t in start.values()]
         )
+        sizes = learner.step_sizes(state, list(start))
         for step in range(steps):
-            rates = [learner.rate(state, name, step) for name in start]
             value = task_loss(loss_fn, model(features), y)
-            loop.check_depends(value, start)
+            check_depends(value, start)
             diffopt.step(
                 value,
-                override={"lr": rates},
+                override={"lr": [at_step(sizes[name], step) for name in start]},
                 grad_callback=_detach if learner.first_order else None,
             )
         moved = list(model.parameters())

@@ -83,8 +83,8 @@ def explain_backward(owner: Any, mode: Hashable, roots: Iterable[Tensor | None])
         mode: What else the operations depend on.
         roots: Gradients, or what was computed from them.
     """
-    sound = _sound.setdefault(owner, set())
-    if mode in sound:
+    known = sound.setdefault(owner, set())
+    if mode in known:
         return
     carrying = [root.grad_fn for root in roots if root is not None and root.requires_grad]
     if not carrying:
@@ -93,7 +93,7 @@ def explain_backward(owner: Any, mode: Hashable, roots: Iterable[Tensor | None])
     for node in failing:
         node.register_prehook(_refusal(advice(_operation(node))))
     if not failing:
-        sound.add(mode)
+        known.add(mode)
 
 
 def _operation(node: Any) -> Once:
@@ -121,4 +121,5 @@ def _below(nodes: Iterable[Any]) -> Iterator[Any]:
         stack.extend(parent for parent, _ in node.next_functions)
 
 
-_sound: weakref.WeakKeyDictionary[Any, set[Hashable]] = weakref.WeakKeyDictionary()
+sound: weakref.WeakKeyDictionary[Any, set[Hashable]] = weakref.WeakKeyDictionary()
+"""By owner, the modes in which its graph was looked through and found to have second derivatives."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from trlearner import functional
 from trlearner.head import alone, before, check_last, check_name
 from trlearner.learners.protocol import MODEL, GradientLearner
-from trlearner.learners.rates import Rate, check_rates, rate_at
+from trlearner.learners.rates import Rate, check_rates, rates_of
 from trlearner.samples import Samples
+from trlearner.seam import StepSize
 from trlearner.types import Fast, State
 
 
@@ -54,9 +57,9 @@ class ANIL(GradientLearner):
         """The head's parameters that are not frozen."""
         return {name: state[name] for name in self.trainable(self.head + ".")}
 
-    def rate(self, state: State, name: str, step: int) -> float:
-        """The configured rate."""
-        return rate_at(self.lr, name.removeprefix(f"{MODEL}{self.head}."), step)
+    def step_sizes(self, state: State, names: Sequence[str]) -> Mapping[str, StepSize]:
+        """The configured rates."""
+        return rates_of(self.lr, names, f"{MODEL}{self.head}.")
 
     def prepare(self, samples: Samples) -> None:
         """Makes sure, once, that the head is the last thing the model does."""

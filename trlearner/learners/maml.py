@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Mapping, Sequence
+
+from torch import nn
 
 from trlearner.learners.protocol import MODEL, GradientLearner
-from trlearner.learners.rates import Rate, check_rates, rate_at
+from trlearner.learners.rates import Rate, check_rates, rates_of
+from trlearner.seam import StepSize
 from trlearner.types import Fast, State
 
 
@@ -49,6 +52,6 @@ class MAML(GradientLearner):
         """Every parameter that is not frozen."""
         return {name: state[name] for name in self.trainable()}
 
-    def rate(self, state: State, name: str, step: int) -> float | Tensor:
-        """The configured rate."""
-        return rate_at(self.lr, name.removeprefix(MODEL), step)
+    def step_sizes(self, state: State, names: Sequence[str]) -> Mapping[str, StepSize]:
+        """The configured rates."""
+        return rates_of(self.lr, names, MODEL)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trlearner.checks import check_flag
 from trlearner.learners.protocol import MODEL, GradientLearner
-from trlearner.learners.rates import Rate, check_rates, rate_at
+from trlearner.learners.rates import Rate, check_rates, rates_of
+from trlearner.seam import StepSize, at_step
 from trlearner.types import Fast, State
 
 RATES = "rates."
@@ -61,7 +63,8 @@ class MetaSGD(GradientLearner):
         parameters = dict(model.named_parameters())
         for name in (n.removeprefix(MODEL) for n in self.trainable()):
             shape = parameters[name].shape if per == "element" else ()
-            starts = [rate_at(lr, name, s) for s in range(max(steps, 1) if per_step else 1)]
+            start = rates_of(lr, [name], "")[name]
+            starts = [float(at_step(start, s)) for s in range(max(steps, 1) if per_step else 1)]
             rows = torch.stack([parameters[name].new_full(shape, start) for start in starts])
             self.rates[name.replace(".", "/")] = nn.Parameter(rows if per_step else rows[0])
 
@@ -77,10 +80,12 @@ class MetaSGD(GradientLearner):
             )
         return {name: state[name] for name in names}
 
-    def rate(self, state: State, name: str, step: int) -> Tensor:
-        """The learned rate."""
-        rate = state[_rate_name(name)]
-        return rate[min(step, len(rate) - 1)] if self.per_step else rate
+    def step_sizes(self, state: State, names: Sequence[str]) -> Mapping[str, StepSize]:
+        """The learned rates."""
+        found = {name: state[_rate_name(name)] for name in names}
+        if not self.per_step:
+            return found
+        return {name: [rate[step] for step in range(len(rate))] for name, rate in found.items()}
 
 
 def _rate_name(name: str) -> str:

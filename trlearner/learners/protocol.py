@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 import abc
-import weakref
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from trlearner import functional
 from trlearner.checks import check_flag, check_loss_fn, check_whole
-from trlearner.coupling import examine_learner
+from trlearner.coupling import examine_learner, examined
 from trlearner.engines import compiled
+from trlearner.engines.adapted import Adapted, Engine, adapt
 from trlearner.engines.blame import blaming
-from trlearner.engines.choose import ENGINES, TOGETHER, check_loss, check_name, choose
-from trlearner.engines.second_order import explain_backward
+from trlearner.engines.choose import check_name, choose, without_graph
+from trlearner.engines.second_order import explain_backward, sound
+from trlearner.functional import OneThread
 from trlearner.ignored import check_labelled
-from trlearner.learners.adapted import Adapted
-from trlearner.one_thread import OneThread
 from trlearner.recompute import recomputed
 from trlearner.samples import Samples, samples_of
-from trlearner.seam import Engine, InnerLoop
+from trlearner.seam import InnerLoop, StepSize, at_step
 from trlearner.types import Fast, LossFn, State
 
 MODEL = "model."
-
-living: weakref.WeakSet[Learner] = weakref.WeakSet()
-"""Every learner there is, so that an encoder can tell whose parameters its extractor has."""
-
-watching: weakref.WeakSet[Watcher] = weakref.WeakSet()
-"""Who wants to know of a new learner: encoders that were made before it."""
-
-
-@runtime_checkable
-class Watcher(Protocol):
-    """Told of every new learner."""
-
-    def notice(self, learner: Learner) -> None:
-        """A learner was made."""
 
 
 class Learner(nn.Module, abc.ABC):
@@ -65,14 +50,7 @@ class Learner(nn.Module, abc.ABC):
         self.model = model
         self.steps = steps
         self.engine = engine
-        living.add(self)
-        for watcher in watching:
-            watcher.notice(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copied or unpickled learner is a learner as well, and owns its model."""
-        super().__setstate__(state)
-        living.add(self)
+        self.shares = type(self).embed is not Learner.embed  # whether it computes anything
 
     # ---- the pure seam: one task, an explicit state -------------------------------------------
 
@@ -142,26 +120,19 @@ class Learner(nn.Module, abc.ABC):
             return self._adapt(samples, loss_fn, steps)
 
     def _adapt(self, samples: Samples, loss_fn: LossFn, steps: int) -> Adapted:
-        engine = self.check(samples, loss_fn)
-        state = self.state()
-        if self.engine in compiled.NAMES and not torch.is_grad_enabled():
-            fast = compiled.adapt(engine, self, state, samples, loss_fn, steps)
-            return Adapted(self, state, fast, engine)
-        if engine.name in TOGETHER:
-            # A graph that is compiled knows no derivatives; where these are wanted, autograd has them.
-            engine = ENGINES["batched"]
-        features = engine.embed(self, state, samples.x, samples.mask)
-        fast = engine.adapt(self, state, features, samples, loss_fn, steps)
-        return Adapted(self, state, fast, engine)
+        engine, state = self.engine_for(samples, loss_fn), self.state()
+        if self.engine == engine.name and engine.graphs and not torch.is_grad_enabled():
+            return compiled.adapt(engine, self, state, samples, loss_fn, steps)
+        # A graph that is compiled knows no derivatives; where these are wanted, autograd has them.
+        return adapt(without_graph(engine), self, state, samples, loss_fn, steps)
 
-    def check(
-        self,
-        samples: Samples,
-        loss_fn: LossFn,
-        *others: Samples,
-        planned_steps: int | None = None,
-    ) -> Engine:
-        """The engine for these samples, once they have been found fit for it.
+    def check(self, samples: Samples, loss_fn: LossFn, *others: Samples) -> None:
+        """Refuse samples, a loss or a model that cannot be adapted with.
+
+        Args:
+            samples: What is adapted on.
+            loss_fn: For one task.
+            *others: Further samples that adapted models are asked about.
 
         Raises:
             ValueError: Naming what does not fit, and what to do.
@@ -169,14 +140,21 @@ class Learner(nn.Module, abc.ABC):
         functional.check_statistics(self.model)
         self.prepare(samples)
         for some in (samples, *others):
-            check_labelled(loss_fn, some.y, some.mask)
-        examine_learner(self, samples, loss_fn)
+            if not some.y.is_floating_point():
+                check_labelled(loss_fn, some.y, some.mask)
+        if self not in examined:
+            examine_learner(self, samples, loss_fn)
+
+    def engine_for(self, samples: Samples, loss_fn: LossFn, *others: Samples) -> Engine:
+        """The engine for these samples, once `check` has passed; arguments as there.
+
+        Raises:
+            ValueError: As for `check`, or the learner's engine cannot run the samples.
+        """
+        self.check(samples, loss_fn, *others)
         masked = any(s.mask is not None for s in (samples, *others))
         seen = sum(s.x.shape[1] for s in (samples, *others))
-        engine = choose(self, self.engine, samples, loss_fn, masked, planned_steps, seen)
-        if masked and engine.name in TOGETHER:
-            check_loss(self, samples, loss_fn)
-        return engine
+        return choose(self, self.engine, samples, loss_fn, masked, seen)
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's predictions before adaptation."""
@@ -184,11 +162,13 @@ class Learner(nn.Module, abc.ABC):
             return self.model(x)
 
 
-def _less(value: Tensor, rate: float | Tensor, gradient: Tensor) -> Tensor:
-    """``value - rate * gradient``; in one operation, where the rate is a number."""
-    if isinstance(rate, Tensor):
-        return value - rate * gradient
-    return torch.sub(value, gradient, alpha=rate)
+def _less(value: Tensor, size: StepSize, step: int, gradient: Tensor) -> Tensor:
+    """``value - size * gradient``; in one operation, where the size is a number."""
+    if not isinstance(size, (float, Tensor)):
+        size = at_step(size, step)
+    if isinstance(size, Tensor):
+        return value - size * gradient
+    return torch.sub(value, gradient, alpha=size)
 
 
 def check_steps(steps: int) -> None:
@@ -245,29 +225,36 @@ class GradientLearner(Learner, abc.ABC):
         """What the inner loop moves, where it starts; by names of the state."""
 
     @abc.abstractmethod
-    def rate(self, state: State, name: str, step: int) -> float | Tensor:
-        """The step size for one entry of `start`, a number or a tensor of the entry's shape."""
+    def step_sizes(self, state: State, names: Sequence[str]) -> Mapping[str, StepSize]:
+        """The step size for every entry of `start`: a number, a tensor of its shape, or one a step.
+
+        Args:
+            state: As in `start`.
+            names: Of the entries.
+        """
 
     def inner(self, state: State, loop: InnerLoop) -> Fast:
         """``loop.steps`` steps down the gradient of the support loss."""
-        features = loop.features
-        mode = self.training, features.dtype, features.device.type
+        start = self.start(state)
+        sizes = self.step_sizes(state, list(start))
 
         def move(fast: Fast, step: int) -> Fast:
             gradients = loop.gradient(fast, self.first_order)
-            explain_backward(self, mode, gradients.values())
             return {
                 name: value
                 if (g := gradients[name]) is None
-                else _less(value, self.rate(state, name, step), g)
+                else _less(value, sizes[name], step, g)
                 for name, value in fast.items()
             }
 
         again = self.recompute and not self.first_order and torch.is_grad_enabled()
-        fast: Fast = {name: loop.spread(value) for name, value in self.start(state).items()}
+        fast = loop.spread(start)
         for step in range(loop.steps):
             once = partial(move, step=step)
             fast = recomputed(once, fast, state.values()) if again else once(fast)
+        mode = self.training, loop.features.dtype, loop.features.device.type
+        if mode not in sound.get(self, ()):
+            explain_backward(self, mode, fast.values())
         return fast
 
     def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
@@ -276,9 +263,5 @@ class GradientLearner(Learner, abc.ABC):
 
     def trainable(self, prefix: str = "") -> list[str]:
         """The state's names of the model's parameters that are not frozen, below `prefix`."""
-        with OneThread(self.model.modules()):
-            return [
-                MODEL + name
-                for name, p in self.model.named_parameters()
-                if p.requires_grad and name.startswith(prefix)
-            ]
+        names = functional.trainable(self.model)
+        return [MODEL + name for name in names if name.startswith(prefix)]

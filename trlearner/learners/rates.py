@@ -12,18 +12,25 @@ Rate = float | Sequence[float] | Mapping[str, float | Sequence[float]]
 """One rate, one a step, or either by the beginning of a parameter's name."""
 
 
-def rate_at(rate: Rate, name: str, step: int) -> float:
-    """The rate of parameter `name` at inner step `step`; steps beyond the last repeat it.
+def rates_of(rate: Rate, names: Sequence[str], prefix: str) -> dict[str, float | Sequence[float]]:
+    """The rate of every parameter, by its name.
+
+    Args:
+        rate: As the user gave it.
+        names: Of the parameters.
+        prefix: What their names have in front of those that the user knows.
 
     Example:
-        >>> rate_at({"": 0.1, "head": [0.2, 0.3]}, "head.weight", 7)
-        0.3
+        >>> rates_of({"": 0.1, "head": [0.2, 0.3]}, ["model.head.weight"], "model.")
+        {'model.head.weight': [0.2, 0.3]}
     """
-    if isinstance(rate, Mapping):
-        rate = rate[max((key for key in rate if _below(name, key)), key=len)]
-    if isinstance(rate, Sequence):
-        rate = rate[min(step, len(rate) - 1)]
-    return rate
+    if not isinstance(rate, Mapping):
+        return dict.fromkeys(names, rate)
+    keys = {
+        name: max((k for k in rate if _below(name.removeprefix(prefix), k)), key=len)
+        for name in names
+    }
+    return {name: rate[key] for name, key in keys.items()}
 
 
 def check_rates(rate: Rate, names: Sequence[str]) -> None:

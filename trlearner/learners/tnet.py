@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from trlearner.learners.protocol import MODEL, GradientLearner
-from trlearner.learners.rates import Rate, check_rates, rate_at
+from trlearner.learners.rates import Rate, check_rates, rates_of
+from trlearner.seam import StepSize
 from trlearner.types import Fast, State
 
 TRANSFORMS = "transforms."
@@ -87,9 +88,9 @@ class TNet(GradientLearner):
         """Every parameter of the model that is not frozen, but no transformation."""
         return {name: state[name] for name in self.trainable()}
 
-    def rate(self, state: State, name: str, step: int) -> float:
-        """The configured rate."""
-        return rate_at(self.lr, name.removeprefix(MODEL), step)
+    def step_sizes(self, state: State, names: Sequence[str]) -> Mapping[str, StepSize]:
+        """The configured rates."""
+        return rates_of(self.lr, names, MODEL)
 
     def model_state(self, state: State) -> State:
         """The model's parameters with the transformations multiplied into them."""

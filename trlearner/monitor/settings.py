@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from trlearner.learners.protocol import Learner
-from trlearner.options import OPTIONS
 from trlearner.regularizer import TRLearner
 
 
@@ -20,7 +19,8 @@ def describe(regularizer: TRLearner, learner: Learner | None) -> str:
         "dim": dim,
         "heads": heads,
     }
-    rows |= {name: getattr(regularizer, name) for name in OPTIONS}
+    rows |= {"lam": regularizer.lam, "temperature": regularizer.temperature}
+    rows |= vars(regularizer.options)
     rows["loss_fn"] = _name(regularizer.loss_fn)
     if learner is not None:
         rows["learner"] = type(learner).__name__

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from trlearner.encoders.extractor import Extractor
+from trlearner.engines.adapted import Engine, adapt
 from trlearner.learners.protocol import Learner
 from trlearner.sampler.registry import Evidence
 from trlearner.sampler.scores import difficulty
 from trlearner.samples import Samples
-from trlearner.seam import Engine, Gradients, InnerLoop, Through
+from trlearner.seam import Gradients, InnerLoop, Through
 from trlearner.types import Fast, LossFn, State
 
 NORM = "support gradient's norm"
@@ -51,7 +52,12 @@ def _norm(gradients: dict[str, Tensor]) -> Tensor:
 
 
 def support_features(
-    extractor: Extractor | None, engine: Engine, learner: Any, state: State, support: Samples
+    extractor: Extractor | None,
+    engine: Engine,
+    learner: Any,
+    state: State,
+    own: State,
+    support: Samples,
 ) -> Tensor:
     """``[tasks, samples, features]``, without a graph: the extractor's, or else what the learner embeds.
 
@@ -60,11 +66,12 @@ def support_features(
         engine: Runs the tasks.
         learner: Whose functions are run.
         state: Its parameters and buffers.
+        own: The extractor's other tensors, by its own names.
         support: The tasks' samples.
     """
     with torch.no_grad():
         if extractor is not None:
-            return extractor.features(learner, state, support.x, support.mask)
+            return extractor.run(learner, state, own, support.x, support.mask)
         found = engine.embed(learner, state, support.x, support.mask)
     found = found.flatten(2) if found.ndim > 2 else found[..., None]
     return found if found.is_floating_point() else found.to(torch.get_default_dtype())
@@ -89,8 +96,6 @@ def gather(
         extractor: As in `support_features`.
     """
     with torch.no_grad():
-        seen = support_features(extractor, engine, learner, state, support)
-        features = engine.embed(learner, state, support.x, support.mask)
-        steps = min(1, learner.steps)
-        fast = engine.adapt(Watched(learner), state, features, support, loss_fn, steps)
-    return Evidence(seen, support.y, support.mask, support.ways, fast[NORM])
+        seen = support_features(extractor, engine, learner, state, {}, support)
+        models = adapt(engine, Watched(learner), state, support, loss_fn, min(1, learner.steps))
+    return Evidence(seen, support.y, support.mask, support.ways, models.fast[NORM])

@@ -106,7 +106,7 @@ class HardTaskSampler(TaskSampler):
 
     def _losses(self, batch: TaskBatch, learner: Learner) -> Tensor:
         loss_fn = loss_for(self.loss_fn, batch)
-        engine = eager_engine(learner.check(batch.support, loss_fn, batch.query))
+        engine = eager_engine(learner.engine_for(batch.support, loss_fn, batch.query))
         with torch.no_grad(), random_state_kept(batch.query.x):
             state = learner.state()
             return task_losses(engine, learner, state, batch, loss_fn, learner.steps)

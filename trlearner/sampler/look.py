@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,16 +13,16 @@ from torch.nn.modules.conv import _ConvNd
 from trlearner.batch import TaskBatch
 from trlearner.encoders.extractor import Extractor
 from trlearner.engines import compiled
+from trlearner.engines.adapted import Engine
 from trlearner.engines.choose import ENGINES, check_recompute, recomputes, without_graph
-from trlearner.functional import random_state_kept
+from trlearner.functional import below, random_state_kept
 from trlearner.learners.protocol import Learner
 from trlearner.sampler.evidence import NORM, Watched, support_features
 from trlearner.sampler.lookahead import Direction, mean_gradient, product, products, task_losses
 from trlearner.sampler.registry import Evidence
-from trlearner.seam import Engine
 from trlearner.types import Fast, LossFn, State
 
-KINDS = ("auto", "eager", *compiled.NAMES)
+KINDS = ("auto", "eager", compiled.ENGINE.name, compiled.TRACED.name)
 
 
 class Look(NamedTuple):
@@ -56,11 +57,14 @@ def look(
         loss_fn: For one task.
         extractor: As in `support_features`.
     """
+    foreign = {} if extractor is None else extractor.foreign(learner)
     wanted = {f"direction.{n}": t for n, t in direction.items()}
+    wanted |= {f"extractor.{n}": t.detach() for n, t in foreign.items()}
 
     def function(at: State, tasks: TaskBatch, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        along = {n.removeprefix("direction."): t for n, t in given.items()}
-        return _look(engine, learner, at, tasks, along, loss_fn, extractor)
+        along, own = below("direction.", given), below("extractor.", given)
+        features = support_features(extractor, engine, learner, at, own, tasks.support)
+        return {**_look(engine, learner, at, tasks, along, loss_fn), "features": features}
 
     facts = {"purpose": "look-ahead", "features of": extractor}
     found = _evaluated(function, engine, learner, state, batch, wanted, loss_fn, facts)
@@ -83,7 +87,7 @@ def _evaluated(
     """``function(state, batch, more)``, from a graph where the engine makes them; no trace is left."""
     here = {n: t.detach() for n, t in state.items()}
     with random_state_kept(batch.query.x):
-        if engine.name not in compiled.NAMES:
+        if not engine.graphs:
             return function(here, batch, more)
         told = {**facts, "loss function": loss_fn}
         return compiled.evaluate(function, engine, learner, here, batch, more, told)
@@ -96,16 +100,15 @@ def _look(
     batch: TaskBatch,
     direction: Direction,
     loss_fn: LossFn,
-    extractor: Extractor | None,
 ) -> dict[str, Tensor]:
     watched, norms = Watched(learner), list[Tensor]()
 
-    def adapt(*args) -> Fast:  # type: ignore[no-untyped-def]
+    def adapting(*args) -> Fast:  # type: ignore[no-untyped-def]
         fast = engine.adapt(*args)
         norms.append(fast[NORM])
         return fast
 
-    telling = Engine(engine.name, engine.embed, adapt, engine.predict, engine.cross, engine.loss)
+    telling = replace(engine, adapt=adapting)
 
     def losses_of(tasks: TaskBatch) -> Callable[[State], Tensor]:
         return lambda at: task_losses(telling, watched, at, tasks, loss_fn, learner.steps)
@@ -117,8 +120,7 @@ def _look(
         found = torch.stack([product(one, state, direction) for one in tasks])
     else:
         found = products(losses_of(batch), state, direction)[1]
-    features = support_features(extractor, engine, learner, state, batch.support)
-    return {"products": found, "norm": torch.cat(norms).detach(), "features": features}
+    return {"products": found, "norm": torch.cat(norms).detach()}
 
 
 def held_out_gradient(
@@ -155,7 +157,7 @@ def looking_engine(kind: str, engine: Engine, learner: Learner) -> Engine:
     learner with ``recompute``.
     """
     check_recompute(learner, kind)
-    if kind in compiled.NAMES:
+    if kind not in ("auto", "eager"):
         return ENGINES[kind]
     eager = eager_engine(engine)
     if kind == "eager" or recomputes(learner):
@@ -163,9 +165,9 @@ def looking_engine(kind: str, engine: Engine, learner: Learner) -> Engine:
     if convolves(learner):
         there = any(p.is_cuda for p in learner.parameters())
         return eager if there else ENGINES["loop"]
-    return {"batched": compiled.TRACED, **dict.fromkeys(compiled.NAMES, engine)}.get(
-        engine.name, eager
-    )
+    if engine.graphs:
+        return engine
+    return compiled.TRACED if engine.together else eager
 
 
 def eager_engine(engine: Engine) -> Engine:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from trlearner.batch import TaskBatch, check_batch
 from trlearner.checks import check_choice, check_loss_fn, check_number, check_tensor
+from trlearner.engines.adapted import Engine, adapt
 from trlearner.engines.choose import ENGINES
 from trlearner.learners.protocol import Learner, check_learner
-from trlearner.seam import Engine, TaskLearner
+from trlearner.seam import TaskLearner
 from trlearner.types import LossFn, State
 
 Direction = Mapping[str, Tensor]
@@ -36,12 +37,9 @@ def task_losses(
         loss_fn: For one task.
         steps: Inner steps.
     """
-    support, query = batch.support, batch.query
-    features = engine.embed(learner, state, support.x, support.mask)
-    fast = engine.adapt(learner, state, features, support, loss_fn, steps)
-    asked = engine.embed(learner, state, query.x, query.mask)
-    predictions = engine.predict(learner, state, fast, asked, query.mask)
-    return engine.loss(loss_fn, predictions, query.y, query.mask)
+    models = adapt(engine, learner, state, batch.support, loss_fn, steps)
+    predictions = models.predict(models.embed(batch.query))
+    return models.losses(loss_fn, predictions, batch.query)
 
 
 def products(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from trlearner.batch import TaskBatch
 from trlearner.encoders.extractor import Extractor
-from trlearner.engines.blame import own_mistake
+from trlearner.engines.adapted import Engine
+from trlearner.engines.blame import blaming, own_mistake
 from trlearner.engines.graph import NotCompilable
 from trlearner.functional import random_state_kept
 from trlearner.learners.protocol import Learner
@@ -27,7 +28,6 @@ from trlearner.sampler.lookahead import Direction
 from trlearner.sampler.loss import loss_for
 from trlearner.sampler.marked import Marked
 from trlearner.sampler.registry import Evidence
-from trlearner.seam import Engine
 from trlearner.types import LossFn
 from trlearner.warn import warn
 
@@ -60,7 +60,7 @@ class Looker:
     def evidence(self, learner: Learner, batch: TaskBatch, loss: LossFn | None) -> Evidence:
         """What scores are made of, where the learner stands."""
         loss_fn = loss_for(loss, batch)
-        engine = eager_engine(learner.check(batch.support, loss_fn))
+        engine = eager_engine(learner.engine_for(batch.support, loss_fn))
         with random_state_kept(batch.support.x):
             return gather(engine, learner, learner.state(), batch.support, loss_fn, self.extractor)
 
@@ -86,15 +86,14 @@ class Looker:
     ) -> T:
         """On the engine for looks; without graphs once one could not be made."""
         loss_fn = loss_for(loss, batch)
-        engine = learner.check(batch.support, loss_fn, batch.query)
-        try:
-            return function(looking_engine(self.kind, engine, learner), loss_fn)
-        except NotCompilable as error:
-            mistake = own_mistake(learner, loss_fn, {"batch.support": batch.support})
-            if mistake is not None:
-                raise mistake from error
-            if self.kind != "auto":
-                raise
-            self.kind = "eager"
-            warn(f"the task sampler goes on without graphs, for {error}")
-            return function(eager_engine(engine), loss_fn)
+        parts = {"batch.support": batch.support}
+        engine = learner.engine_for(batch.support, loss_fn, batch.query)
+        with blaming(learner, loss_fn, parts):
+            try:
+                return function(looking_engine(self.kind, engine, learner), loss_fn)
+            except NotCompilable as error:
+                if self.kind != "auto" or own_mistake(learner, loss_fn, parts):
+                    raise
+                self.kind = "eager"
+                warn(f"the task sampler goes on without graphs, for {error}")
+                return function(eager_engine(engine), loss_fn)
