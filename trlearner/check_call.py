@@ -6,6 +6,7 @@ from typing import Any
 
 from trlearner.batch import TaskBatch
 from trlearner.consistency import mixture_kind
+from trlearner.encoders.extractor import HasExtractor
 from trlearner.engines import compiled
 from trlearner.head import check_learner
 from trlearner.learners.protocol import Learner
@@ -41,6 +42,8 @@ def check_call(
             f"batch must be a TaskBatch, got {type(batch).__name__}. Build one with "
             "tr.TaskBatch(support=(xs, ys), query=(xq, yq))."
         )
+    encoder = settings.encoder
+    concerns = encoder.extractor.concerns(learner) if isinstance(encoder, HasExtractor) else []
     if not related:
         return []
     mixture_kind(settings.mixture, batch.query.y, settings.normalize)
@@ -57,10 +60,10 @@ def check_call(
         )
     tasks = len(batch) if tasks is None else tasks
     if tasks == 1:
-        return ["a batch of one task has no neighbours: its relation loss is 0."]
+        concerns.append("a batch of one task has no neighbours: its relation loss is 0.")
     if tasks == 2:
-        return [
+        concerns.append(
             "in a batch of two tasks each is the other's only neighbour: all weights are 1 and "
             "the relations learn nothing. Use three tasks or more."
-        ]
-    return []
+        )
+    return concerns

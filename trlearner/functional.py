@@ -172,8 +172,8 @@ def per_task(
     return torch.stack(rows)
 
 
-def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's parameters and buffers by name; without their graph where gradients are off."""
+def members(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers themselves, each by the first of its names."""
     modules, found = dict(module.named_modules()), {}
     with OneThread(modules.values()):
         for kind in ("_parameters", "_buffers"):
@@ -183,6 +183,16 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
                     if tensor is not None and id(tensor) not in seen:
                         seen.add(id(tensor))
                         found[f"{prefix}.{name}" if prefix else name] = tensor
+    return found
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers by name; without their graph where gradients are off."""
+    return graph_as_wanted(members(module))
+
+
+def graph_as_wanted(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name; without their graph where gradients are off."""
     if torch.is_grad_enabled():
         return found
     # A parameter that still waits for its width cannot be detached, nor does it carry a graph.

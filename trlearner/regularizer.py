@@ -16,7 +16,7 @@ from trlearner.check_call import check_call
 from trlearner.checks import check_generator, check_loss_fn
 from trlearner.collect import Collected
 from trlearner.consistency import Mixture, Normalize, mixture_kind
-from trlearner.encoders.extractor import Extractor
+from trlearner.encoders.extractor import Extractor, HasExtractor
 from trlearner.encoders.protocol import Encoder
 from trlearner.engines import compiled
 from trlearner.engines.blame import blaming, own_mistake
@@ -288,12 +288,15 @@ class TRLearner(nn.Module):
             return self._run(ENGINES["batched"], learner, state, batch, draws)
 
     def prepared(self, learner: Learner, batch: TaskBatch) -> dict[str, Tensor]:
-        """This module's part of the state, once the encoder is fit for the batch."""
+        """The state beside the learner's part, once the encoder is fit for the batch."""
         self.encoder.prepare(learner, batch)
         for part in self.encoder.modules():
             if isinstance(part, Extractor):
                 part.check(batch.support)
-        return {PREFIX + name: tensor for name, tensor in tensors(self).items()}
+        found = {PREFIX + name: tensor for name, tensor in tensors(self).items()}
+        if isinstance(self.encoder, HasExtractor):
+            found |= self.encoder.extractor.foreign(learner)
+        return found
 
     def collect(
         self,

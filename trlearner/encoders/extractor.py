@@ -1,64 +1,113 @@
-"""A feature extractor that may be a part of the learner's own model."""
+"""A feature extractor: a part of the learner's model, of the regularizer, or of neither."""
 
 from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from trlearner import functional
+from trlearner.checks import check_flag
 from trlearner.coupling import examine
-from trlearner.learners.protocol import MODEL, Learner, living, watching
-from trlearner.one_thread import OneThread
+from trlearner.learners.protocol import MODEL, Learner
 from trlearner.samples import Samples
 from trlearner.types import SeesParts, State
 
+REGISTERED = "regularizer.encoder.extractor.module."
+"""Where the state keeps the parameters of an extractor that the regularizer owns."""
+FOREIGN = "regularizer.extractor."
+"""Where it keeps those that belong neither to the learner nor to the regularizer."""
+
 
 class Extractor(nn.Module):
-    """Runs a module with the learner's parameters where it shares them, with its own elsewhere.
+    """Runs a module with tensors from an explicit state.
 
-    What belongs to a learner's model is recognized by identity and never registered here, so it
-    shows up neither in `parameters()` nor in `state_dict()`; everything else is registered under
-    ``own``. It makes no difference which of learner and extractor was made first.
+    At every call it compares its module's parameters and buffers with the learner's, by identity. Those
+    that are the learner's are read from the learner's part of the state. So it makes no difference which
+    of the two was made first, and a copy of both works like the original.
+
+    | the module is | its tensors are |
+    |---|---|
+    | a part of the learner | the learner's, in training, in its ``state_dict()``, on its device |
+    | the regularizer's, ``own=True`` | registered: trained, saved and moved with the regularizer |
+    | neither | inputs of the step, as they stand; whoever made the module trains, saves and moves it |
 
     Args:
         module: Maps inputs ``[samples, ...]`` to ``[samples, ...]``; ``None`` passes inputs on.
-        borrowed: It is a part of a model that a loop of the user's own trains: it is read as it stands,
-            and nothing of it is ever registered here.
+        own: Register the module here.
     """
 
-    outside_graph = ("_theirs",)
+    module: nn.Module
 
-    def __init__(self, module: nn.Module | None, borrowed: bool = False) -> None:
+    def __init__(self, module: nn.Module | None, own: bool = False) -> None:
         super().__init__()
         if module is not None and not isinstance(module, nn.Module):
             raise TypeError(
                 f"extractor must be an nn.Module or None, got {type(module).__name__}. Parameters that "
                 "a plain function closes over could not be found; wrap it in an nn.Module."
             )
-        # In a tuple, so that nn.Module does not register it.
-        self._module = (nn.Identity() if module is None else module,)
-        self.borrowed = borrowed
-        self.own: nn.Module | None = None if borrowed else self.module
-        # The ids of modules and parameters of ours that are a learner's, also of one long gone.
-        self._theirs: set[int] = set()
-        for learner in living:
-            self.notice(learner)
-        watching.add(self)
+        check_flag("own", own)
+        self.own = own
+        module = nn.Identity() if module is None else module
+        if own:
+            self.module = module
+        else:  # past nn.Module, which would register it
+            object.__setattr__(self, "module", module)
 
-    @property
-    def module(self) -> nn.Module:
-        """The module as the user gave it."""
-        return self._module[0]
+    def shared(self, learner: Learner) -> dict[str, str]:
+        """The names of the module's tensors that are the learner's, and the learner's names for them.
 
-    def notice(self, learner: Learner) -> None:
-        """Lets go of what turns out to belong to a learner; never takes anything back."""
-        ours = {id(part) for part in (*self.module.modules(), *self.module.parameters())}
-        theirs = {id(part) for part in (*learner.modules(), *learner.parameters())}
-        self._theirs |= ours & theirs
-        if not self.borrowed:
-            self.own = _own(self.module, self._theirs)
+        Raises:
+            ValueError: There are such tensors, but the regularizer owns the module.
+        """
+        theirs = {id(tensor): name for name, tensor in functional.members(learner).items()}
+        mine = functional.members(self.module)
+        found = {name: theirs[id(t)] for name, t in mine.items() if id(t) in theirs}
+        if self.own and found:
+            raise ValueError(
+                f"own=True makes the extractor a part of the regularizer, but its {_listed(found)} "
+                f"{'belongs' if len(found) == 1 else 'belong'} to the learner. Leave own=True out: the "
+                "encoder finds what is the learner's. Give the optimizer the extractor's other layers by "
+                "hand: [*learner.parameters(), *reg.parameters(), *layers.parameters()]."
+            )
+        return found
+
+    def foreign(self, learner: Learner) -> dict[str, Tensor]:
+        """Tensors that are neither the learner's nor the regularizer's: inputs of a step, under `FOREIGN`.
+
+        Raises:
+            ValueError: As for `shared`.
+        """
+        shared = self.shared(learner)
+        if self.own:
+            return {}
+        mine = functional.members(self.module)
+        found = {FOREIGN + name: t for name, t in mine.items() if name not in shared}
+        return functional.graph_as_wanted(found)
+
+    def concerns(self, learner: Learner) -> list[str]:
+        """What to warn of before a step that trains: parameters that no optimizer is likely to hold.
+
+        Raises:
+            ValueError: As for `shared`.
+        """
+        shared = self.shared(learner)
+        if self.own or not torch.is_grad_enabled():
+            return []
+        mine = functional.members(self.module)
+        lost = [name for name, t in mine.items() if t.requires_grad and name not in shared]
+        if not lost:
+            return []
+        return [
+            f"the extractor's {_listed(lost)} {'wants' if len(lost) == 1 else 'want'} gradients, but "
+            f"{'belongs' if len(lost) == 1 else 'belong'} neither to the learner nor to the regularizer: "
+            "an optimizer made from learner.parameters() and reg.parameters() does not train the extractor. "
+            "Pass own=True to the encoder, freeze the extractor with extractor.requires_grad_(False), or "
+            "train it yourself. If it was to be a part of the learner, build the encoder from this "
+            "learner's model, e.g. InputEncoder(learner.model.features, dim=64)."
+        ]
 
     def check(self, support: Samples) -> None:
         """Refuse BatchNorm statistics that were never updated, and see whether samples are mixed.
@@ -75,43 +124,54 @@ class Extractor(nn.Module):
 
         Args:
             learner: Whose parameters are read from `state`.
-            state: The learner's parameters and buffers, and these own ones under `prefix`.
+            state: The learner's parameters and buffers; the others under `REGISTERED` or `FOREIGN`. What
+                it lacks is read from the module as it stands.
             x: Inputs of every task.
             mask: ``[tasks, samples]``, true where a sample is real.
+
+        Raises:
+            ValueError: The module lies elsewhere than `x`, or as for `shared`.
         """
         local = self._local_state(learner, state)
-        if functional.couples_samples(self.module):
-            found = functional.per_task(
-                lambda i, keep: functional.pure_call(self.module, local, x[i][keep]), mask, len(x)
-            )
-        else:
-            together = rearrange(x, "tasks samples ... -> (tasks samples) ...")
-            found = functional.pure_call(self.module, local, together)
-            found = rearrange(found, "(tasks samples) ... -> tasks samples ...", tasks=len(x))
+        try:
+            found = self._run(local, x, mask)
+        except RuntimeError as error:
+            self._explain(learner, x, error)
+            raise
         if not found.is_floating_point():  # tokens, say, which have no precision of their own
             found = found.to(functional.precision(state))
         return found.flatten(2) if found.ndim > 2 else found[..., None]
 
-    def _local_state(self, learner: Learner, state: State) -> dict[str, Tensor]:
-        with OneThread([*learner.modules(), *self.module.modules()]):
-            theirs = {id(p): n for n, p in learner.named_parameters()}
-            theirs |= {id(b): n for n, b in learner.named_buffers()}
-            mine = (*self.module.named_parameters(), *self.module.named_buffers())
-        state = {**state, **{MODEL + n: t for n, t in learner.model_state(state).items()}}
-        local = {}
-        for name, tensor in mine:
-            if id(tensor) in theirs:
-                local[name] = state[theirs[id(tensor)]]
-            elif OWN + name in state:
-                local[name] = state[OWN + name]
-            elif self.borrowed:
-                local[name] = tensor
-            else:
+    def _run(self, local: State, x: Tensor, mask: Tensor | None) -> Tensor:
+        if functional.couples_samples(self.module):
+            return functional.per_task(
+                lambda i, keep: functional.pure_call(self.module, local, x[i][keep]), mask, len(x)
+            )
+        together = rearrange(x, "tasks samples ... -> (tasks samples) ...")
+        found = functional.pure_call(self.module, local, together)
+        return rearrange(found, "(tasks samples) ... -> tasks samples ...", tasks=len(x))
+
+    def _explain(self, learner: Learner, x: Tensor, error: RuntimeError) -> None:
+        """Says so where a call failed because nobody moved the module to where its inputs are."""
+        if self.own:
+            return
+        for name, tensor in self.foreign(learner).items():
+            floats = tensor.is_floating_point() and x.is_floating_point()
+            if tensor.device != x.device or (floats and tensor.dtype != x.dtype):
                 raise ValueError(
-                    f"the extractor's {name!r} belongs to a learner, but not to the one it is used "
-                    "with. Build the encoder from a part of this learner's model, e.g. "
-                    "InputEncoder(learner.model.features, dim=64)."
-                )
+                    f"the extractor's {name.removeprefix(FOREIGN)!r} is {tensor.dtype} on {tensor.device}, "
+                    f"but the inputs are {x.dtype} on {x.device}; it said: {error}. learner.to(...) and "
+                    "reg.to(...) do not move an extractor that is a part of neither: call "
+                    "extractor.to(...) as well, or pass own=True to the encoder."
+                ) from error
+
+    def _local_state(self, learner: Learner, state: State) -> dict[str, Tensor]:
+        prefix = REGISTERED if self.own else FOREIGN
+        local = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        if shared := self.shared(learner):
+            model = {MODEL + name: t for name, t in learner.model_state(state).items()}
+            theirs = {**state, **model}
+            local |= {name: theirs[other] for name, other in shared.items()}
         return local
 
 
@@ -122,24 +182,7 @@ class HasExtractor(Protocol, metaclass=SeesParts):
     extractor: Extractor
 
 
-OWN = "regularizer.encoder.extractor.own."
-"""Where a regularizer's state keeps the extractor's own parameters."""
-
-
-def _own(module: nn.Module, theirs: set[int]) -> nn.Module | None:
-    """The part of `module` that belongs to no learner: all, nothing, or a tree like it."""
-    if id(module) in theirs:
-        return None
-    if not any(id(part) in theirs for part in (*module.modules(), *module.parameters())):
-        return module
-    tree = nn.Module()
-    for name, p in module.named_parameters(recurse=False):
-        if id(p) not in theirs:
-            tree.register_parameter(name, p)
-    for name, buffer in module.named_buffers(recurse=False):
-        tree.register_buffer(name, buffer, name not in module._non_persistent_buffers_set)
-    for name, child in module.named_children():
-        own = _own(child, theirs)
-        if own is not None:
-            tree.add_module(name, own)
-    return tree
+def _listed(names: dict[str, str] | list[str]) -> str:
+    """The first name, and how many more there are."""
+    first, *others = names
+    return f"{first!r}" + (f" and {len(others)} more" if others else "")

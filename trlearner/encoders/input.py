@@ -27,11 +27,11 @@ class InputEncoder(Encoder):
         dim: The width of g(x).
         metadata: ``"support"``, or ``"all"`` for support and query inputs.
         detach: Train g by nothing that the relations want.
-        borrowed: g is a part of a model that your own loop trains (see `TRLearner.collect`): it is read as
-            it stands, and is neither among the encoder's parameters nor in its state.
+        own: Make g a part of the regularizer: trained, saved and moved with it. Leave it out where g is a
+            part of the learner's model, of a model that your own loop trains, or frozen.
 
     Example:
-        >>> encoder = InputEncoder(nn.Linear(2, 8), dim=8)
+        >>> encoder = InputEncoder(nn.Linear(2, 8), dim=8, own=True)
         >>> sum(p.numel() for p in encoder.parameters())
         24
     """
@@ -42,7 +42,7 @@ class InputEncoder(Encoder):
         dim: int,
         metadata: Literal["support", "all"] = "support",
         detach: bool = False,
-        borrowed: bool = False,
+        own: bool = False,
     ) -> None:
         super().__init__()
         if metadata not in ("support", "all"):
@@ -50,7 +50,7 @@ class InputEncoder(Encoder):
         check_whole("dim", dim)
         check_flag("detach", detach)
         self.dim = dim
-        self.extractor = Extractor(extractor, borrowed)
+        self.extractor = Extractor(extractor, own)
         self.metadata = metadata
         self.detach = detach
 

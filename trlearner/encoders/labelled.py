@@ -32,8 +32,8 @@ class LabelledEncoder(Encoder):
         targets: The width of a regression target; by default it is found at the first batch.
         hidden: The width of the hidden layer.
         detach: Train g by nothing that the relations want.
-        borrowed: g is a part of a model that your own loop trains (see `TRLearner.collect`): it is read as
-            it stands, and is neither among the encoder's parameters nor in its state.
+        own: Make g a part of the regularizer: trained, saved and moved with it. Leave it out where g is a
+            part of the learner's model, of a model that your own loop trains, or frozen.
 
     Example:
         >>> LabelledEncoder(None, dim=16, features=1, targets=1).of_features
@@ -48,7 +48,7 @@ class LabelledEncoder(Encoder):
         targets: int | None = None,
         hidden: int = 64,
         detach: bool = False,
-        borrowed: bool = False,
+        own: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("hidden", hidden)):
@@ -57,7 +57,7 @@ class LabelledEncoder(Encoder):
             check_whole(name, width, optional=True)
         check_flag("detach", detach)
         self.dim = dim
-        self.extractor = Extractor(extractor, borrowed)
+        self.extractor = Extractor(extractor, own)
         self.detach = detach
         self.of_features = (
             nn.LazyLinear(hidden) if features is None else nn.Linear(features, hidden)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import abc
-import weakref
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,20 +24,6 @@ from trlearner.seam import Engine, InnerLoop
 from trlearner.types import Fast, LossFn, State
 
 MODEL = "model."
-
-living: weakref.WeakSet[Learner] = weakref.WeakSet()
-"""Every learner there is, so that an encoder can tell whose parameters its extractor has."""
-
-watching: weakref.WeakSet[Watcher] = weakref.WeakSet()
-"""Who wants to know of a new learner: encoders that were made before it."""
-
-
-@runtime_checkable
-class Watcher(Protocol):
-    """Told of every new learner."""
-
-    def notice(self, learner: Learner) -> None:
-        """A learner was made."""
 
 
 class Learner(nn.Module, abc.ABC):
@@ -65,14 +49,6 @@ class Learner(nn.Module, abc.ABC):
         self.model = model
         self.steps = steps
         self.engine = engine
-        living.add(self)
-        for watcher in watching:
-            watcher.notice(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copied or unpickled learner is a learner as well, and owns its model."""
-        super().__setstate__(state)
-        living.add(self)
 
     # ---- the pure seam: one task, an explicit state -------------------------------------------
 

@@ -103,8 +103,7 @@ class AdaptiveTaskSampler(TaskSampler):
             check_function("held_out", held_out, "() -> TaskBatch, or such a batch", optional=True)
         self.scores, self.every, self.share = tuple(scores), every, share
         self.held_out = held_out
-        borrowed = None if extractor is None else Extractor(extractor, borrowed=True)
-        self._looker = Looker(engine, borrowed)
+        self._looker = Looker(engine, None if extractor is None else Extractor(extractor))
         self._trainer = Trainer(len(self.scores), hidden, lr, decay, self.generator)
         self._board = Scoreboard(len(self._place), len(self.scores))
         self._learner: Learner | None = None

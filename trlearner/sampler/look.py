@@ -63,6 +63,8 @@ def look(
         return _look(engine, learner, at, tasks, along, loss_fn, extractor)
 
     facts = {"purpose": "look-ahead", "features of": extractor}
+    if extractor is not None:
+        state = {**state, **extractor.foreign(learner)}
     found = _evaluated(function, engine, learner, state, batch, wanted, loss_fn, facts)
     support = batch.support
     features = found["features"][:, : support.x.shape[1]]
