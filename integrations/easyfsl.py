@@ -25,7 +25,7 @@ After, a step every few episodes, for a lone task has no neighbours; the optimiz
 
 The next episode overwrites the prototypes: `adapted` keeps them. Each episode numbers its classes anew, so
 give `TRLearner` ``align="sinkhorn"``, and, to use the features that the classifier has anyway,
-``encoder=tr.InputEncoder(classifier.backbone, dim=..., borrowed=True)``.
+``encoder=tr.InputEncoder(classifier.backbone, dim=...)``.
 """
 
 from __future__ import annotations

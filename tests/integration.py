@@ -43,7 +43,7 @@ def gradient_is_the_engines(
     for dtype, tolerance in TOLERANCES.items():
         batch = contracts.regression_batch().to(dtype)
         model, ours = build().to(dtype), (twin or build)().to(dtype)
-        reg, other = regularizer(model, True).to(dtype), regularizer(ours, False).to(dtype)
+        reg, other = regularizer(model).to(dtype), regularizer(ours).to(dtype)
         expected = engines(ours, other, batch)
         loss = loop(model, batch, reg)
         found = contracts.gradients(loss, model, reg)
@@ -68,7 +68,7 @@ def nothing_changes_without_the_term(loop: Loop, build: Build = contracts.net) -
     batch, results = contracts.regression_batch(), []
     for plugged in (True, False):
         model = build()
-        loss = loop(model, batch, regularizer(model, True, lam=0.0) if plugged else None)
+        loss = loop(model, batch, regularizer(model, lam=0.0) if plugged else None)
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -78,7 +78,7 @@ def statistics_are_the_loops_own(loop: Loop, build: Build = normalized) -> None:
     batch, results = contracts.regression_batch(), []
     for plugged in (True, False):
         model = build()
-        loop(model, batch, regularizer(model, True) if plugged else None)
+        loop(model, batch, regularizer(model) if plugged else None)
         results.append([b.clone() for b in model.buffers()])
     assert results[0]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -94,7 +94,7 @@ def memory_is_flat(loop: Loop, build: Build = contracts.net) -> None:
 def growth(loop: Loop, build: Build = contracts.net, keep: bool = False) -> int:
     """Bytes that the resident memory grew by after `WARM` steps; more if graphs are kept on purpose."""
     model, batch = build(), contracts.regression_batch()
-    reg, before, kept = regularizer(model, True), 0, []
+    reg, before, kept = regularizer(model), 0, []
     optimizer = torch.optim.Adam([*model.parameters(), *reg.parameters()])
     for step in range(MEMORY_STEPS):
         if step == WARM:
@@ -126,7 +126,7 @@ def documented_loops_agree(
     for code, lam in ((before, 0.0), (after, 0.0), (after, 0.7)):
         torch.manual_seed(0)
         net = build()
-        reg = regularizer(net, True, lam=lam)
+        reg = regularizer(net, lam=lam)
         exec(compile(textwrap.dedent(code), module.__name__, "exec"), names(net, reg))
         moved.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
         assert (reg.relation.weight.grad is not None) == (lam > 0)

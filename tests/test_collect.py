@@ -14,13 +14,11 @@ from contracts import close
 LR, STEPS = 0.3, 2
 
 
-def regularizer(model: nn.Module, plugged: bool, **options: object) -> tr.TRLearner:
+def regularizer(model: nn.Module, **options: object) -> tr.TRLearner:
     """One whose encoder looks through the model; equal weights for equal seeds."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        encoder = tr.LabelledEncoder(
-            model.body, dim=4, features=5, targets=3, hidden=5, borrowed=plugged
-        )
+        encoder = tr.LabelledEncoder(model.body, dim=4, features=5, targets=3, hidden=5)
         generator = torch.Generator().manual_seed(5)
         options = {"heads": 3, "lam": 0.7, "generator": generator, **options}
         return tr.TRLearner(encoder=encoder, **options).double()
@@ -79,7 +77,7 @@ def test_a_loop_by_hand_computes_what_the_engines_do(
 ) -> None:
     batch = contracts.regression_batch() if sizes == "equal" else unequal()
     model, twin = contracts.net(), contracts.net()
-    reg, other = regularizer(model, True, **options), regularizer(twin, False, **options)
+    reg, other = regularizer(model, **options), regularizer(twin, **options)
     expected = engines(twin, other, batch)
     loss, tasks = by_hand(model, reg, batch, together=together)
     close(loss, expected.loss, 1e-10)
@@ -97,7 +95,7 @@ def test_a_loop_by_hand_computes_what_the_engines_do(
 def test_classes_are_matched_as_the_engines_match_them() -> None:
     options = {"loss_fn": cross_entropy, "align": "sinkhorn"}
     model, twin, batch = contracts.net(), contracts.net(), contracts.class_batch()
-    reg, other = regularizer(model, True, **options), regularizer(twin, False, **options)
+    reg, other = regularizer(model, **options), regularizer(twin, **options)
     expected = engines(twin, other, batch)
     loss, _ = by_hand(model, reg, batch, cross_entropy, ways=contracts.OUTPUTS)
     close(loss, expected.loss, 1e-10)
@@ -125,7 +123,7 @@ def test_sum_goes_with_a_loop_that_does_not_divide() -> None:
     results = []
     for reduction in ("mean", "sum"):
         model = contracts.net()
-        loss, _ = by_hand(model, regularizer(model, True), batch, reduction=reduction)
+        loss, _ = by_hand(model, regularizer(model), batch, reduction=reduction)
         results.append(loss)
     close(results[1], len(batch) * results[0], 1e-12)
 
@@ -135,7 +133,7 @@ def test_without_the_term_a_loop_is_its_own_to_the_last_bit() -> None:
     for plugged in (True, False):
         model = contracts.net()
         if plugged:
-            loss, _ = by_hand(model, regularizer(model, True, lam=0.0), batch)
+            loss, _ = by_hand(model, regularizer(model, lam=0.0), batch)
         else:
             loss = torch.zeros((), dtype=torch.float64)
             for support, query in contracts.tasks_of(batch):
@@ -151,7 +149,7 @@ def test_own_losses_go_back_with_the_penalty(sizes: str, reduction: str) -> None
     """What `backward` leaves in ``.grad`` is the engines' gradient, the regularizer's included."""
     batch = contracts.regression_batch() if sizes == "equal" else unequal()
     model, twin = contracts.net(), contracts.net()
-    reg, other = regularizer(model, True), regularizer(twin, False)
+    reg, other = regularizer(model), regularizer(twin)
     tasks = reg.collect(reduction)
     for support, query in contracts.tasks_of(batch):
         fmodel = adapt(model, *support)
@@ -172,7 +170,7 @@ def test_without_the_term_every_own_loss_goes_back_in_its_turn() -> None:
     batch, found = contracts.regression_batch(tasks=8).to(torch.float32), {}
     for way in ("ours", "a backward a task"):
         model = contracts.net().float()
-        tasks = regularizer(model, True, lam=0.0).float().collect("sum")
+        tasks = regularizer(model, lam=0.0).float().collect("sum")
         losses = []
         for support, query in contracts.tasks_of(batch):
             fmodel = adapt(model, *support)
@@ -209,7 +207,7 @@ def test_own_losses_may_share_a_part_of_their_graph(lam: float) -> None:
     for own in (True, False):
         model = contracts.net()
         features = torch.tanh(model.body(batch.query.x))
-        tasks, losses = regularizer(model, True, lam=lam).collect(), []
+        tasks, losses = regularizer(model, lam=lam).collect(), []
         for i, (support, query) in enumerate(contracts.tasks_of(batch)):
             head = model.head.weight * (1 + 0.1 * support[1].mean())
             loss = mse_loss(features[i] @ head.T, query[1])
@@ -237,8 +235,8 @@ def test_batch_statistics_are_those_of_each_task_s_own_queries() -> None:
         return model
 
     batch, model, twin = contracts.regression_batch(), made(), made()
-    expected = engines(twin, regularizer(twin, False), batch)
-    loss, _ = by_hand(model, regularizer(model, True), batch)
+    expected = engines(twin, regularizer(twin), batch)
+    loss, _ = by_hand(model, regularizer(model), batch)
     close(loss, expected.loss, 1e-10)
 
 
@@ -260,7 +258,7 @@ def test_predictions_may_be_several_tensors(kind: str) -> None:
     results = []
     for wrap in (parts, lambda p: p):
         model = contracts.net()
-        tasks = regularizer(model, True, loss_fn=loss_fn if wrap is parts else mse_loss).collect()
+        tasks = regularizer(model, loss_fn=loss_fn if wrap is parts else mse_loss).collect()
         for support, query in contracts.tasks_of(batch):
             fmodel = adapt(model, *support)
             tasks.add(lambda x, f=fmodel, w=wrap: w(f(x)), support=support, query=query)
@@ -270,20 +268,20 @@ def test_predictions_may_be_several_tensors(kind: str) -> None:
 
 def test_the_model_is_neither_registered_nor_changed() -> None:
     model = contracts.net()
-    reg, before = regularizer(model, True), {n: p.clone() for n, p in model.named_parameters()}
+    reg, before = regularizer(model), {n: p.clone() for n, p in model.named_parameters()}
     loss, _ = by_hand(model, reg, contracts.regression_batch())
     loss.backward()
     ours = {id(p) for p in reg.parameters()}
     assert not ours & {id(p) for p in model.parameters()}
     assert not any("body" in name for name in reg.state_dict())
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
-    copy = regularizer(contracts.net(), True)
+    copy = regularizer(contracts.net())
     copy.load_state_dict(reg.state_dict())
 
 
 def test_under_no_grad_there_is_a_value_and_no_complaint() -> None:
     batch, model = contracts.regression_batch(), contracts.net()
-    tasks = regularizer(model, True).collect()
+    tasks = regularizer(model).collect()
     for support, query in contracts.tasks_of(batch):
         fmodel = adapt(model, *support)
         tasks.add(fmodel, support=support, query=query)
@@ -299,7 +297,7 @@ WIDER = torch.ones(2, 4, dtype=torch.float64, requires_grad=True)
 
 def collected(count: int = 3, **options: object) -> tr.collect.Collected:
     model = contracts.net()
-    tasks = regularizer(model, True, **options).collect()
+    tasks = regularizer(model, **options).collect()
     for support, query in contracts.tasks_of(contracts.regression_batch())[:count]:
         tasks.add(adapt(model, *support), support=support, query=query)
     return tasks
@@ -325,20 +323,20 @@ def test_penalty_comes_once_and_last() -> None:
 def test_a_retained_graph_serves_the_penalty(lam: float) -> None:
     """Also where λ is annealed from 0: there is always something to take back."""
     model, batch = contracts.net(), contracts.regression_batch()
-    tasks = regularizer(model, True, lam=lam).collect()
+    tasks = regularizer(model, lam=lam).collect()
     for support, query in contracts.tasks_of(batch):
         fmodel = adapt(model, *support)
         (mse_loss(fmodel(query[0]), query[1]) / len(batch)).backward(retain_graph=True)
         tasks.add(fmodel, support=support, query=query)
     tasks.penalty().backward()
     twin = contracts.net()
-    engines(twin, regularizer(twin, False, lam=lam), batch).loss.backward()
+    engines(twin, regularizer(twin, lam=lam), batch).loss.backward()
     close(model.body.weight.grad, twin.body.weight.grad, 1e-10)
 
 
 def test_backward_before_the_penalty_is_noticed() -> None:
     model, batch = contracts.net(), contracts.regression_batch()
-    tasks = regularizer(model, True).collect()
+    tasks = regularizer(model).collect()
     for support, query in contracts.tasks_of(batch):
         fmodel = adapt(model, *support)
         mse_loss(fmodel(query[0]), query[1]).backward()
@@ -360,7 +358,7 @@ def test_own_losses_that_do_not_fit_are_refused() -> None:
         (torch.zeros(()), ValueError, "loss carries no gradient. Pass what you called backward"),
     ):
         with pytest.raises(kind, match=told):
-            regularizer(model, True).collect().add(fmodel, support=support, query=query, loss=loss)
+            regularizer(model).collect().add(fmodel, support=support, query=query, loss=loss)
 
 
 def test_own_losses_go_with_backward_and_only_with_it() -> None:
@@ -375,7 +373,7 @@ def test_own_losses_go_with_backward_and_only_with_it() -> None:
         ((0, 1), "backward", r"task 2 has none: add\(\.\.\., loss=loss\)"),
         ((), "backward", "task 0 has none"),
     ):
-        tasks = regularizer(model, True).collect()
+        tasks = regularizer(model).collect()
         for i, (support, query) in enumerate(pairs[:3]):
             fmodel = adapt(model, *support)
             loss = mse_loss(fmodel(query[0]), query[1]) if i in given else None
@@ -384,7 +382,7 @@ def test_own_losses_go_with_backward_and_only_with_it() -> None:
             getattr(tasks, call)()
         assert all(p.grad is None for p in model.parameters())
     with pytest.raises(ValueError, match="no task was added"):
-        regularizer(model, True).collect().backward()
+        regularizer(model).collect().backward()
     tasks = collected()
     tasks.penalty()
     with pytest.raises(RuntimeError, match=r"penalty\(\) was called already"):
@@ -439,7 +437,7 @@ def test_mixed_devices_are_refused() -> None:
 
 def test_a_regularizer_elsewhere_is_refused() -> None:
     model = contracts.net()
-    tasks = regularizer(model, True).to("meta").collect()
+    tasks = regularizer(model).to("meta").collect()
     for support, query in contracts.tasks_of(contracts.regression_batch()):
         tasks.add(adapt(model, *support), support=support, query=query)
     told = r"the tasks are on cpu, but the regularizer's .*relation.weight not: move it, reg.to\('cpu'\)"
@@ -536,7 +534,7 @@ def test_what_cannot_be_collected_is_refused() -> None:
     ):
         collected(0).add(3, support=pair, query=pair)
     with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'max'"):
-        regularizer(contracts.net(), True).collect("max")
+        regularizer(contracts.net()).collect("max")
     tasks = collected(2)
     tasks.add(
         lambda x: x, support=(torch.full((2, 2), torch.nan).double(), pair[1].double()), query=pair
@@ -544,7 +542,9 @@ def test_what_cannot_be_collected_is_refused() -> None:
     with pytest.raises(ValueError, match="must be finite, got NaN"):
         tasks.penalty()
     tasks = tr.TRLearner(encoder=tr.UpdateEncoder(dim=4)).collect()
-    tasks.add(lambda x: x, support=pair, query=pair)
+    for factor in (1, 2):
+        other = (pair[0] + factor, pair[1])
+        tasks.add(lambda x, factor=factor: factor * x, support=other, query=other)
     with pytest.raises(ValueError, match="UpdateEncoder looks at what a trlearner learner changed"):
         tasks.penalty()
 
@@ -554,10 +554,10 @@ def test_a_forgotten_penalty_is_told() -> None:
     support, query = contracts.tasks_of(contracts.regression_batch())[0]
     with (
         pytest.warns(UserWarning, match=r"penalty\(\) was never called"),
-        regularizer(model, True).collect() as tasks,
+        regularizer(model).collect() as tasks,
     ):
         tasks.add(adapt(model, *support), support=support, query=query)
-    with warnings.catch_warnings(), regularizer(model, True).collect() as tasks:
+    with warnings.catch_warnings(), regularizer(model).collect() as tasks:
         warnings.simplefilter("error")
         for support, query in contracts.tasks_of(contracts.regression_batch()):
             tasks.add(adapt(model, *support), support=support, query=query)

@@ -1,20 +1,31 @@
-"""Feature extractors that are a part of the learner's model, in part, or not at all."""
+"""Feature extractors: whose their parameters are, and what follows for training, saving and moving them."""
 
 import copy
-import gc
+import pathlib
+import pickle
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
+import contracts
 import trlearner as tr
-from trlearner.encoders.extractor import OWN, Extractor
-from trlearner.functional import tensors
+from ranks import Failed, Ranks
+from trlearner.distributed import sync_gradients
+from trlearner.encoders.extractor import Extractor
+from trlearner.engines import compiled
+from trlearner.functional import below, tensors
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
 TIGHT = {"rtol": 0.0, "atol": 1e-9}
+WANTS = "want gradients, but belong neither to the learner nor to the regularizer"
 
 
 class Net(nn.Module):
@@ -44,200 +55,421 @@ def names(module: nn.Module) -> list[str]:
     return [name for name, _ in module.named_parameters()]
 
 
-def make(order: str, learner, encoder) -> tuple[tr.Learner, tr.Encoder]:
-    """Both orders of construction."""
-    if order == "learner first":
-        made = learner()
-        return made, encoder()
-    first = encoder()
-    return learner(), first
+def foreign_net(norm: bool = False) -> nn.Module:
+    """An extractor that is nobody's, with statistics that were updated."""
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4) if norm else nn.Tanh()).double()
+    net(torch.randn(50, 2).double())
+    return net.eval()
 
 
-ORDERS = ["learner first", "encoder first"]
+def pair(
+    extractor: Callable[[Net], nn.Module], engine: str = "loop", **options: object
+) -> tuple[tr.Learner, tr.TRLearner]:
+    """A learner, and a regularizer that looks through what `extractor` makes of its model."""
+    model = Net().double()
+    learner = tr.MAML(model, lr=0.1, steps=2, engine=engine)
+    encoder = tr.InputEncoder(extractor(model), dim=4, **options)
+    return learner, tr.TRLearner(encoder, lam=0.5, normalize="softmax").double()
+
+
+def gradients(loss: Tensor, *modules: nn.Module) -> list[Tensor]:
+    found = torch.autograd.grad(loss, [p for m in modules for p in m.parameters()])
+    return list(found)
+
+
+# ---- the table of docs/method.md, row by row ----------------------------------------------------
+
+
+def part_of_the_learner() -> None:
+    learner, reg = pair(lambda model: model.features)
+    assert names(reg) == ["relation.weight"]
+    assert list(reg.state_dict()) == ["_extra_state", "relation.weight"]
+    assert not any(m is learner.model.features for m in reg.modules())
+    data, found = batch(), []
+    for reg.encoder.detach in (False, True):
+        found.append(gradients(reg(learner, data).loss, learner.model.features)[0])
+    assert (found[0] - found[1]).abs().max() > 1e-4  # the relations train it
+
+
+def partly_of_the_learner() -> None:
+    new = nn.Linear(4, 4).double()
+    learner, reg = pair(lambda model: nn.Sequential(model.features, new))
+    assert names(reg) == ["relation.weight"]
+    with pytest.warns(UserWarning, match=r"the extractor's '1.weight' and 1 more " + WANTS):
+        out = reg(learner, batch())
+    out.loss.backward()
+    assert all(p.grad.abs().max() > 0 for p in (*new.parameters(), *learner.parameters()))
+    message = r"own=True makes .*, but its '0.0.weight' and 1 more belong to the learner. Leave own=True out"
+    learner, reg = pair(lambda model: nn.Sequential(model.features, new), own=True)
+    with pytest.raises(ValueError, match=message):
+        reg(learner, batch())
+
+
+def owned() -> None:
+    g = foreign_net(norm=True)
+    learner, reg = pair(lambda _: g, own=True)
+    mine = [f"encoder.extractor.module.{n}" for n in names(g)]
+    assert names(reg) == [*mine, "relation.weight"]
+    buffers = [n for n, _ in reg.named_buffers()]
+    assert buffers == [f"encoder.extractor.module.{n}" for n, _ in g.named_buffers()]
+    assert set(reg.state_dict()) == {"_extra_state", *names(reg), *buffers}
+    optimizer = torch.optim.SGD([*learner.parameters(), *reg.parameters()], lr=1.0)
+    before = g[0].weight.clone()
+    reg(learner, batch()).loss.backward()
+    optimizer.step()
+    assert (g[0].weight - before).abs().max() > 1e-4
+
+
+def frozen() -> None:
+    g = foreign_net(norm=True).requires_grad_(False)
+    learner, reg = pair(lambda _: g)
+    assert names(reg) == ["relation.weight"] and list(reg.buffers()) == []
+    data, before = batch(), copy.deepcopy(g.state_dict())
+    out = reg(learner, data)
+    out.loss.backward()
+    wanted = g(data.support.x.flatten(0, 1)).unflatten(0, (3, 5)).mean(1)
+    assert_close(out.embeddings, wanted, **TIGHT)
+    assert all(p.grad is None for p in g.parameters())
+    assert all(torch.equal(t, before[n]) for n, t in g.state_dict().items())
+
+
+def wants_gradients() -> None:
+    g = foreign_net()
+    learner, reg = pair(lambda _: g)
+    assert names(reg) == ["relation.weight"]
+    data = batch()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with torch.no_grad():
+            reg(learner, data)
+        reg.relate(learner, data)
+        assert not seen  # nothing is trained
+        out = reg(learner, data)
+        reg(learner, data)
+    (warning,) = seen  # once
+    assert re.search(
+        f"'0.weight' and 1 more {WANTS}.* own=True .*requires_grad_", str(warning.message)
+    )
+    assert warning.filename == __file__
+    out.loss.backward()
+    assert all(p.grad.abs().max() > 0 for p in g.parameters())  # for an optimizer of your own
+
+
+def several_processes(two: Ranks) -> None:
+    for rank, found in enumerate(two(on_ranks)):
+        assert not isinstance(found, Failed), f"rank {rank}: {found.trace}"
+        off, foreign_off, together_off, moved = found
+        assert off <= 1e-12 and together_off <= 1e-12
+        assert foreign_off > 1e-4  # its gradient is of this rank's tasks only
+        assert moved == rank  # rank 0's was sent to nobody
+
+
+def on_ranks(rank: int, size: int) -> tuple[float, float, float, float]:
+    """How far gradients are from one process's: an owned extractor's, and a foreign one's."""
+    torch.manual_seed(0)
+    whole = tr.TaskBatch((draw(4), draw(4, width=1)), (draw(4), draw(4, width=1)))
+    mine = whole[2 * rank : 2 * rank + 2]
+    g = foreign_net()
+    learner, reg = pair(lambda _: g, own=True)
+    wanted = gradients(reg(learner, whole).loss, g)
+    tr.MetaStep(learner, reg)(mine).loss.backward()
+    sync_gradients(learner, reg)
+    off = _distance(wanted, g)
+    g.zero_grad()
+    encoder = tr.InputEncoder(g, dim=4)
+    foreign = tr.TRLearner(encoder, lam=0.5, normalize="softmax").double()
+    foreign.load_state_dict({n: t for n, t in reg.state_dict().items() if "encoder" not in n})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*" + WANTS)
+        tr.MetaStep(learner, foreign)(mine).loss.backward()
+    sync_gradients(learner, foreign)
+    alone = _distance(wanted, g)
+    sync_gradients(g)
+    g.requires_grad_(False)[0].bias.fill_(rank)
+    step = tr.MetaStep(learner, foreign)
+    assert not any(p is g[0].bias for p in DistributedDataParallel(step).parameters())
+    return off, alone, _distance(wanted, g), float(g[0].bias[0])
+
+
+def _distance(wanted: list[Tensor], module: nn.Module) -> float:
+    pairs = zip(wanted, module.parameters(), strict=True)
+    return max((w - p.grad).abs().max().item() for w, p in pairs)
+
+
+KINDS = ("learner", "own", "foreign", "partly")
+
+
+def graphs(engine: str = "traced", tolerance: float = 1e-9, kinds: tuple[str, ...] = KINDS) -> None:
+    """A graph takes a foreign extractor's tensors for inputs: it sees new values, and has their gradient."""
+    data, built = batch(), []
+    build = compiled.build
+
+    def counting(*args: object, **options: object) -> object:
+        built.append(args)
+        return build(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "build", counting)
+        for kind in kinds:
+            built.clear()
+            g = foreign_net(norm=True)
+            extractors = {
+                "learner": lambda model: model.features,
+                "partly": lambda model: nn.Sequential(model.features, nn.Linear(4, 4).double()),
+            }
+            learner, reg = pair(extractors.get(kind, lambda _, g=g: g), own=kind == "own")
+            if kind in ("foreign", "partly"):
+                reg._warned.add(reg.encoder.extractor.concerns(learner)[0])
+            module = reg.encoder.extractor.module
+            for _ in range(2):
+                found = {}
+                for name in (engine, "loop"):
+                    learner.engine = name
+                    out = reg(learner, data)
+                    found[name] = [out.loss, out.embeddings, *gradients(out.loss, module)]
+                assert_close(found[engine], found["loop"], rtol=0.0, atol=tolerance)
+                assert all(t.abs().max() > 0 for t in found["loop"])
+                with torch.no_grad():
+                    for p in (*module.parameters(), *module.buffers()):
+                        p.mul_(2)
+            assert len(built) == 1, kind
+
+
+def own_loop() -> None:
+    model = Net().double()
+    encoder = tr.InputEncoder(nn.Sequential(model.features, nn.Linear(4, 4).double()), dim=4)
+    reg = tr.TRLearner(encoder, lam=0.5).double()
+    data, seen = batch(), []
+    for _ in range(2):  # without a warning: the loop's optimizer has the model
+        tasks = reg.collect()
+        for i in range(3):
+            fast = {n: p * (1 + 0.1 * i) for n, p in model.named_parameters()}
+            tasks.add(
+                lambda x, fast=fast: torch.func.functional_call(model, fast, (x,)),
+                support=data.support.real(i),
+                query=data.query.real(i),
+            )
+        penalty = tasks.penalty()
+        assert tasks.term is not None
+        wanted = encoder.extractor.module(data.support.x).mean(1)
+        assert_close(tasks.term.embeddings, wanted, **TIGHT)
+        assert all(g.abs().max() > 0 for g in gradients(penalty, encoder.extractor.module))
+        seen.append(tasks.term.embeddings)
+        with torch.no_grad():
+            model.features[0].weight.mul_(2)
+    assert (seen[0] - seen[1]).abs().max() > 1e-2
+    assert names(reg) == ["relation.weight"]
+
+
+def moved() -> None:
+    made = {
+        "learner": pair(lambda model: model.features),
+        "own": pair(lambda _: foreign_net(), own=True),
+        "foreign": pair(lambda _: foreign_net().requires_grad_(False)),
+    }
+    for kind, (learner, reg) in made.items():
+        module = reg.encoder.extractor.module
+        reg.float()
+        assert (module[0].weight.dtype == torch.float32) == (kind == "own")
+        module.train()
+        reg.eval()
+        assert module.training == (kind != "own")
+        module.train()
+        learner.eval()
+        assert module.training == (kind != "learner")
+        learner.float()
+        assert (module[0].weight.dtype == torch.float32) == (kind != "foreign")
+        data = batch().to(torch.float32)
+        if kind != "foreign":
+            assert torch.isfinite(reg(learner, data).loss)
+            continue
+        message = (
+            r"'0.weight' is torch.float64 on cpu, but the inputs are torch.float32 .*extractor.to\("
+        )
+        with pytest.raises(ValueError, match=message):
+            reg(learner, data)
+        module.to(torch.float32)
+        assert torch.isfinite(reg(learner, data).loss)
+        module.to("meta")
+        with pytest.raises(
+            ValueError, match="'0.weight' is torch.float32 on meta, but the inputs are"
+        ):
+            reg(learner, data)
+
+
+def saved() -> None:
+    data = batch()
+    for kind, extractor in {
+        "learner": lambda model: model.features,
+        "own": lambda _: foreign_net(),
+        "foreign": lambda _: foreign_net().requires_grad_(False),
+    }.items():
+        (learner, reg), (other, again) = (pair(extractor, own=kind == "own") for _ in range(2))
+        wanted = reg(learner, data)
+        other.load_state_dict(learner.state_dict())
+        again.load_state_dict(reg.state_dict())
+        off = (again(other, data).embeddings - wanted.embeddings).abs().max()
+        assert (off > 1e-2) if kind == "foreign" else (off == 0)
+        if kind == "foreign":
+            again.encoder.extractor.module.load_state_dict(
+                reg.encoder.extractor.module.state_dict()
+            )
+            assert_close(again(other, data).embeddings, wanted.embeddings, **EXACT)
+        for copied in (copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))):
+            twin, twins = copied((learner, reg))
+            out = twins(twin, data)
+            assert_close(out.loss, wanted.loss, **EXACT)
+            out.loss.backward()
+            assert names(twins) == names(reg)
+            assert all(p.grad is None for p in (*learner.parameters(), *reg.parameters()))
+            weight = twins.encoder.extractor.module[0].weight
+            assert (weight is twin.model.features[0].weight) == (kind == "learner")
+            assert (weight.grad is None) == (kind == "foreign")
+
+
+ROWS: dict[str, Callable[..., None]] = {
+    "a part of the learner": part_of_the_learner,
+    "partly a part of the learner": partly_of_the_learner,
+    "foreign, `own=True`": owned,
+    "foreign and frozen": frozen,
+    "foreign, wants gradients": wants_gradients,
+    "several processes": several_processes,
+    "`compiled`, `traced`": graphs,
+    "`collect()`": own_loop,
+    "`.to()`, `.eval()`": moved,
+    "saved, loaded, copied": saved,
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_row(row: str, request: pytest.FixtureRequest) -> None:
+    given = [request.getfixturevalue("two")] if row == "several processes" else []
+    ROWS[row](*given)
+
+
+@pytest.mark.slow
+def test_a_compiled_graph_takes_a_foreign_extractor_for_an_input(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    graphs("compiled", tolerance=1e-7, kinds=("foreign",))
+
+
+def test_the_table_has_these_rows():
+    page = pathlib.Path(__file__).parent.parent / "docs" / "method.md"
+    if not page.exists():
+        pytest.skip("the documentation lies beside the sources only")
+    section = page.read_text().split("## Extractors\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ([^|]*) \|", section, re.MULTILINE)
+    assert rows[1:] == list(ROWS)
 
 
 # ---- what is registered -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("kind", ["maml", "metasgd", "anil", "tnet", "protonet"])
-def test_a_part_of_the_model_is_never_registered(order: str, kind: str):
-    model = Net()
-    learners = {
-        "maml": lambda: tr.MAML(model),
-        "metasgd": lambda: tr.MetaSGD(model),
-        "anil": lambda: tr.ANIL(model, head="head"),
-        "tnet": lambda: tr.TNet(model),
-        "protonet": lambda: tr.ProtoNet(model),
-    }
-    _, encoder = make(order, learners[kind], lambda: tr.InputEncoder(model.features, dim=4))
-    reg = tr.TRLearner(encoder=encoder)
-    assert names(reg) == ["relation.weight"]
-    assert list(reg.state_dict()) == ["_extra_state", "relation.weight"]
-    assert list(reg.buffers()) == []
-    assert not any(m is model.features for m in reg.modules())
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_the_whole_model_may_be_the_extractor(order: str):
+@pytest.mark.parametrize("part", ["features", "slice", "all"])
+def test_a_part_of_the_model_is_the_learners(kind: str, part: str):
     model = Net(nn.BatchNorm1d(4))
-    _, encoder = make(order, lambda: tr.MAML(model), lambda: tr.InputEncoder(model, dim=1))
-    assert names(encoder) == [] and list(encoder.state_dict()) == []
+    parts = {"features": model.features, "slice": model.features[:2], "all": model}
+    encoder = tr.InputEncoder(parts[part], dim=1 if part == "all" else 4)
+    learner = {
+        "maml": tr.MAML,
+        "metasgd": tr.MetaSGD,
+        "anil": lambda model: tr.ANIL(model, head="head"),
+        "tnet": tr.TNet,
+        "protonet": tr.ProtoNet,
+    }[kind](model)
+    extractor = encoder.extractor
+    assert names(encoder) == list(encoder.state_dict()) == list(encoder.buffers()) == []
+    assert extractor.foreign(learner) == {} and extractor.concerns(learner) == []
+    shared = extractor.shared(learner)
+    assert len(shared) == len(tensors(parts[part])) > 4
+    theirs = learner.state()
+    assert all(theirs[other] is tensors(parts[part])[name] for name, other in shared.items())
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_a_slice_of_the_model_is_never_registered(order: str):
-    # model.features[:2] is a new module around old ones.
-    model = Net(nn.BatchNorm1d(4))
-    _, encoder = make(
-        order, lambda: tr.MAML(model), lambda: tr.InputEncoder(model.features[:2], dim=4)
-    )
-    assert names(encoder) == [] and list(encoder.state_dict()) == []
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_a_foreign_extractor_is_registered(order: str):
-    model, foreign = Net(), nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
-    _, encoder = make(order, lambda: tr.MAML(model), lambda: tr.InputEncoder(foreign, dim=4))
-    assert [id(p) for p in encoder.parameters()] == [id(p) for p in foreign.parameters()]
-    buffers = [id(b) for b in foreign.buffers()]
-    assert [id(b) for b in encoder.buffers()] == buffers and len(buffers) == 3
-    assert encoder.extractor.own is foreign and encoder.extractor.module is foreign
-    encoder.eval()
-    assert not foreign[1].training
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_of_a_mixed_extractor_the_new_layers_are_registered(order: str):
-    model = Net(nn.BatchNorm1d(4))
-    new = nn.Linear(4, 3)
-    _, encoder = make(
-        order,
-        lambda: tr.MAML(model),
-        lambda: tr.InputEncoder(nn.Sequential(model.features, new), dim=3),
-    )
-    assert names(encoder) == ["extractor.own.1.weight", "extractor.own.1.bias"]
-    assert [id(p) for p in encoder.parameters()] == [id(new.weight), id(new.bias)]
-    assert list(encoder.state_dict()) == names(encoder)
-    assert f"regularizer.encoder.{names(encoder)[0]}" == OWN + "1.weight"
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_a_new_layer_with_a_tied_weight_registers_only_what_is_new(order: str):
+def test_a_weight_that_is_tied_to_the_model_is_the_learners():
     model = Net()
     tied = nn.Linear(2, 4)
     tied.weight = model.features[0].weight
-    _, encoder = make(order, lambda: tr.MAML(model), lambda: tr.InputEncoder(tied, dim=4))
-    assert names(encoder) == ["extractor.own.bias"]
+    learner, extractor = tr.MAML(model), Extractor(tied)
+    assert extractor.shared(learner) == {"weight": "model.features.0.weight"}
+    found = extractor.foreign(learner)
+    assert list(found) == ["bias"] and found["bias"] is tied.bias
+    assert (
+        "the extractor's 'bias' wants gradients, but belongs neither"
+        in (extractor.concerns(learner)[0])
+    )
+    with pytest.raises(ValueError, match=r"its 'weight' belongs to the learner"):
+        Extractor(tied, own=True).shared(learner)
 
 
-def test_buffers_of_a_mixed_module_keep_their_persistence():
-    model = Net()
+def test_without_gradients_inputs_carry_none():
+    learner, extractor = tr.MAML(Net()), Extractor(nn.Linear(2, 4))
+    with torch.no_grad():
+        assert not any(t.requires_grad for t in extractor.foreign(learner).values())
+        assert extractor.concerns(learner) == []
 
+
+def test_foreign_buffers_are_inputs_as_well():
     class Mixed(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, inner: nn.Module) -> None:
             super().__init__()
-            self.inner = model.features
+            self.inner = inner
             self.register_buffer("kept", torch.ones(4))
             self.register_buffer("passing", torch.ones(4), persistent=False)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x) * self.kept * self.passing
 
-    learner = tr.MAML(model)
-    encoder = tr.InputEncoder(Mixed(), dim=4)
-    assert list(encoder.state_dict()) == ["extractor.own.kept"]
-    assert {n for n, _ in encoder.named_buffers()} == {
-        "extractor.own.kept",
-        "extractor.own.passing",
-    }
-    x = draw().float()
-    out = tr.TRLearner(encoder=encoder)(learner, tr.TaskBatch((x, x[..., :1]), (x, x[..., :1])))
-    assert torch.isfinite(out.loss)
-
-
-def test_a_new_layer_without_parameters_keeps_its_buffers():
-    model = Net().double()
-    learner = tr.MAML(model)
-    mixed = nn.Sequential(model.features, nn.BatchNorm1d(4, affine=False).double())
-    encoder = tr.InputEncoder(mixed, dim=4)
-    assert names(encoder) == []
-    assert [n for n, _ in encoder.named_buffers()] == [
-        f"extractor.own.1.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")
-    ]
-    found, data = encode(encoder, learner, batch()), batch()
-    assert_close(found, torch.zeros_like(found), **TIGHT)  # the mean of what is centred
-    mixed[1](data.query.x[0] @ torch.ones(2, 4).double())
-    mixed.eval()
-    wanted = mixed(data.support.x.flatten(0, 1)).unflatten(0, (3, 5)).mean(1)
-    assert_close(encode(encoder, learner, data), wanted, **TIGHT)
+    learner, reg = pair(lambda model: Mixed(model.features).double())
+    data = batch()
+    state = below("encoder.", reg.prepared(learner, data))
+    kept, passing = "extractor.module.kept", "extractor.module.passing"
+    assert {n for n in state if n.startswith("extractor.")} == {kept, passing}
+    models = contracts.models(learner)
+    before = reg.encoder.encode(state, data, models)
+    state[passing] = state[passing] * 3
+    assert_close(reg.encoder.encode(state, data, models), 3 * before, **TIGHT)
 
 
 def test_no_extractor_passes_inputs_on():
     extractor, learner = Extractor(None), tr.MAML(nn.Linear(1, 1))
     x = draw()
     assert list(extractor.state_dict()) == []
-    assert_close(extractor.features(learner, learner.state(), x), x, **EXACT)
-    assert_close(extractor.features(learner, learner.state(), x[..., 0]), x[..., :1], **EXACT)
+    models = contracts.models(learner)
+    assert_close(extractor.features(models, {}, x), x, **EXACT)
+    assert_close(extractor.features(models, {}, x[..., 0]), x[..., :1], **EXACT)
     images = torch.randn(2, 3, 4, 5, 6)
-    assert_close(
-        extractor.features(learner, learner.state(), images), images.reshape(2, 3, 120), **EXACT
-    )
+    assert_close(extractor.features(models, {}, images), images.reshape(2, 3, 120), **EXACT)
 
 
-def test_an_unrelated_learner_changes_nothing():
-    model = Net()
-    learner = tr.MAML(model)
-    encoder = tr.InputEncoder(nn.Sequential(model.features, nn.Linear(4, 3)), dim=3)
-    foreign = tr.InputEncoder(nn.Linear(2, 3), dim=3)
-    before = names(encoder), names(foreign), list(foreign.parameters())
-    tr.MAML(Net())
-    assert (names(encoder), names(foreign)) == before[:2]
-    assert all(a is b for a, b in zip(foreign.parameters(), before[2], strict=True))
-    assert learner.model is model
+def test_own_is_an_error_on_a_part_of_the_learner_even_where_the_term_is_skipped():
+    learner, reg = pair(lambda model: model.features, own=True)
+    reg.lam = 0.0
+    with pytest.raises(ValueError, match="its '0.weight' and 1 more belong to the learner"):
+        reg(learner, batch())
+    with pytest.raises(ValueError, match="its '0.weight' and 1 more belong to the learner"):
+        reg.relate(learner, batch())
 
 
-def test_what_a_dead_learner_owned_stays_unregistered():
-    model = Net()
-    learner = tr.MAML(model)
-    encoder = tr.InputEncoder(nn.Sequential(model.features, nn.Linear(4, 3)), dim=3)
-    before = names(encoder)
-    del learner
-    gc.collect()
-    again = tr.MAML(Net())
-    assert names(encoder) == before == ["extractor.own.1.weight", "extractor.own.1.bias"]
-    assert names(again.model) != []
-
-
-def test_copies_of_a_learner_own_their_model():
-    copied = copy.deepcopy(tr.MAML(Net()))
-    assert names(tr.InputEncoder(copied.model.features, dim=4)) == []
-
-
-def test_learner_and_regularizer_copied_together_still_belong_together():
-    model = Net().double()
-    learner = tr.MAML(model, lr=0.1, steps=2, engine="loop")
-    reg = tr.TRLearner(encoder=tr.InputEncoder(model.features, dim=4), lam=0.5).double()
+def test_a_copy_of_the_regularizer_alone_looks_through_a_copy_of_the_model():
+    learner, reg = pair(lambda model: model.features)
     data = batch()
-    wanted = reg(learner, data).loss
-    other_learner, other_reg = copy.deepcopy((learner, reg))
-    assert names(other_reg) == ["relation.weight"]
-    loss = other_reg(other_learner, data).loss
-    assert_close(loss, wanted, **EXACT)
-    loss.backward()
-    assert other_learner.model.features[0].weight.grad.abs().max() > 0
-    assert model.features[0].weight.grad is None
+    before = reg(learner, data).embeddings
+    alone = copy.deepcopy(reg)
+    with torch.no_grad():
+        learner.model.features[0].weight.mul_(2)
+    with pytest.warns(UserWarning, match=WANTS + ".* build the encoder from this learner's model"):
+        assert_close(alone(learner, data).embeddings, before, **EXACT)
+    assert (reg(learner, data).embeddings - before).abs().max() > 1e-2
 
 
 def test_an_optimizer_sees_every_parameter_once():
-    model = Net()
-    learner = tr.MAML(model)
-    encoder = tr.InputEncoder(nn.Sequential(model.features, nn.Linear(4, 3)), dim=3)
-    everything = [*learner.parameters(), *tr.TRLearner(encoder=encoder).parameters()]
+    learner, reg = pair(lambda _: foreign_net(), own=True)
+    everything = [*learner.parameters(), *reg.parameters()]
     assert len({id(p) for p in everything}) == len(everything) == 4 + 2 + 1
 
 
-@pytest.mark.unchecked
 @pytest.mark.unchecked
 @pytest.mark.parametrize("value", [lambda x: x, "features", nn.Linear(2, 4).weight])
 def test_an_extractor_must_be_a_module(value: object):
@@ -251,8 +483,7 @@ def test_an_extractor_must_be_a_module(value: object):
 
 
 def encode(encoder: tr.Encoder, learner: tr.Learner, data: tr.TaskBatch) -> Tensor:
-    state = learner.state() | {f"regularizer.encoder.{n}": t for n, t in tensors(encoder).items()}
-    return encoder.encode(learner, state, data, {})
+    return encoder.encode(tensors(encoder), data, contracts.models(learner))
 
 
 def test_gradients_reach_the_right_tensors():
@@ -273,39 +504,40 @@ def test_gradients_reach_the_right_tensors():
     assert_close(found[:-2], expected[:-2], **TIGHT)
 
 
-@pytest.mark.parametrize("foreign", [False, True])
-def test_the_explicit_state_is_what_counts(foreign: bool):
+@pytest.mark.parametrize("kind", ["learner", "own", "foreign"])
+def test_the_explicit_state_is_what_counts(kind: str):
     """A state that differs from the modules' own tensors is the one that is used."""
     model = Net().double()
     learner = tr.MAML(model)
-    module = nn.Sequential(nn.Linear(2, 4).double(), nn.Tanh()) if foreign else model.features
-    encoder = tr.InputEncoder(module, dim=4)
-    state = learner.state() | {f"regularizer.encoder.{n}": t for n, t in tensors(encoder).items()}
-    key = OWN + "0.weight" if foreign else "model.features.0.weight"
+    module = model.features if kind == "learner" else foreign_net()
+    encoder = tr.InputEncoder(module, dim=4, own=kind == "own")
+    models = contracts.models(learner)
+    state = learner.state() if kind == "learner" else tensors(encoder)
+    if kind == "learner":
+        models = replace(models, state=state)
+    if kind == "foreign":
+        foreign = encoder.extractor.foreign(learner)
+        state = {f"extractor.module.{name}": t for name, t in foreign.items()}
+    key = ("model.features." if kind == "learner" else "extractor.module.") + "0.weight"
     state[key] = state[key].detach() * 3 - 1
     state[key].requires_grad_()
     data = batch()
-    found = encoder.encode(learner, state, data, {})
+    own = {} if kind == "learner" else state
+    found = encoder.encode(own, data, models)
     bias = module[0].bias
     wanted = torch.tanh(data.support.x @ state[key].T + bias).mean(1)
     assert_close(found, wanted, **TIGHT)
     assert torch.autograd.grad(found.sum(), state[key])[0].abs().max() > 0
     with pytest.raises(RuntimeError, match="appears to not have been used in the graph"):
-        torch.autograd.grad(encoder.encode(learner, state, data, {}).sum(), module[0].weight)
+        torch.autograd.grad(encoder.encode(own, data, models).sum(), module[0].weight)
 
 
-def test_another_learner_than_the_owner_is_refused():
-    owner, other = tr.MAML(Net().double()), tr.MAML(Net().double())
-    encoder = tr.InputEncoder(owner.model.features, dim=4)
-    reg = tr.TRLearner(encoder=encoder).double()
-    message = (
-        r"the extractor's '0.weight' belongs to a learner, .* InputEncoder\(learner.model.feat"
-    )
-    with pytest.raises(ValueError, match=message):
-        reg(other, batch())
-    assert torch.isfinite(reg(owner, batch()).loss)
-    # A second learner around the same model owns it as well.
-    assert torch.isfinite(reg(tr.ANIL(owner.model, head="head"), batch()).loss)
+def test_a_second_learner_around_the_same_model_owns_it_as_well():
+    learner, reg = pair(lambda model: model.features)
+    assert torch.isfinite(reg(learner, batch()).loss)
+    assert torch.isfinite(reg(tr.ANIL(learner.model, head="head"), batch()).loss)
+    with pytest.warns(UserWarning, match=WANTS):
+        reg(tr.MAML(Net().double()), batch())
 
 
 def test_tnet_features_are_the_transformed_ones():
@@ -346,8 +578,8 @@ def test_batchnorm_in_evaluation_mode_uses_its_statistics():
     learner, data = tr.MAML(model, engine="loop"), batch()
     encoder = tr.InputEncoder(nn.Sequential(model.features, new), dim=4)
     reg = tr.TRLearner(encoder=encoder).double()
-    reg.eval()
-    assert not new.training and model.features.training
+    new.requires_grad_(False).eval()
+    assert model.features.training
     with pytest.raises(
         ValueError, match=r"^extractor\.1: evaluation mode needs running statistics"
     ):
@@ -369,18 +601,3 @@ def test_convolutions_are_flattened():
     found = encode(encoder, learner, tr.TaskBatch((x, y), (x, y)))
     wanted = torch.stack([F.conv2d(t, module.weight, module.bias).mean(0).flatten() for t in x])
     assert_close(found, wanted, **TIGHT)
-
-
-def test_moving_the_regularizer_moves_a_mixed_extractors_own_part():
-    model = Net()
-    learner = tr.MAML(model, engine="loop")
-    encoder = tr.InputEncoder(
-        nn.Sequential(model.features, nn.BatchNorm1d(4), nn.Linear(4, 3)), dim=3
-    )
-    reg = tr.TRLearner(encoder=encoder)
-    learner.double()
-    reg.double()
-    out = reg(learner, batch())
-    out.loss.backward()
-    assert out.loss.dtype == torch.float64
-    assert encoder.extractor.module[2].weight.grad.dtype == torch.float64

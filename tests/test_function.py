@@ -1,5 +1,8 @@
 """What adapted models say about shared inputs, against `reference`, on every learner and engine."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -402,8 +405,17 @@ def test_a_model_may_take_a_probe_of_another_size_than_samples() -> None:
     pool = torch.nn.Sequential(torch.nn.Unflatten(1, (1, -1)), torch.nn.AdaptiveAvgPool1d(2))
     net = torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Linear(2, contracts.OUTPUTS))
     learner = contracts.learner("maml", net.double(), "batched")
-    found = regularizer(torch.ones(7, 8).double())(learner, contracts.regression_batch())
-    assert found.relations.isfinite().all()
+    reg, batch = regularizer(torch.ones(7, 8).double()), contracts.regression_batch()
+    wanted = reg(learner, batch).relations
+    assert wanted.isfinite().all()
+    calls = []
+    net[-1].register_forward_hook(lambda *_: calls.append(0))
+    reg.encoder.prepare(learner, batch)
+    assert not calls  # it was tried once
+    for twin in (copy.deepcopy(reg), pickle.loads(pickle.dumps(reg))):
+        assert list(twin.encoder._takes) == []  # a copy takes no learner along
+        assert_close(twin(learner, batch).relations, wanted, **EXACT)
+    assert len(calls) > 2
 
 
 @pytest.mark.unchecked

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+import contracts
 import reference
 import trlearner as tr
 from trlearner.functional import tensors
@@ -126,7 +127,7 @@ def test_detach_in_a_meta_step(detach: bool):
     model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     owner = tr.MAML(model, lr=0.1, steps=0, engine="loop")
     g = extractor()
-    reg = tr.TRLearner(encoder=tr.InputEncoder(g, dim=4, detach=detach), lam=0.5).double()
+    reg = tr.TRLearner(encoder=tr.InputEncoder(g, dim=4, detach=detach, own=True), lam=0.5).double()
     out = reg(owner, tr.TaskBatch.from_tasks(draw_tasks([(3, 2)] * 3)))
     # Zero steps: all models are the same, so nothing depends on their mixture.
     assert_close(out.loss, 1.5 * out.task_loss, **TIGHT)
@@ -166,7 +167,7 @@ def test_metadata_must_be_known():
 def test_state_dict_round_trip():
     one, two = extractor(), nn.Sequential(nn.Linear(2, 4), nn.Tanh()).double()
     batch = tr.TaskBatch.from_tasks(draw_tasks([(3, 2), (4, 2)]))
-    first, second = tr.InputEncoder(one, dim=4), tr.InputEncoder(two, dim=4)
+    first, second = (tr.InputEncoder(g, dim=4, own=True) for g in (one, two))
     assert (encode(first, batch) - encode(second, batch)).abs().max() > 1e-2
     second.load_state_dict(first.state_dict())
     assert_close(encode(second, batch), encode(first, batch), **EXACT)

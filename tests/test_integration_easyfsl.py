@@ -38,8 +38,8 @@ def episodes(batch: tr.TaskBatch) -> list[tuple]:
     return [(x, y, xq, yq, list(range(WAYS))) for (x, y), (xq, yq) in contracts.tasks_of(batch)]
 
 
-def class_regularizer(model: nn.Module, plugged: bool, **options: object) -> tr.TRLearner:
-    return regularizer(model, plugged, loss_fn=cross_entropy, align="sinkhorn", **options)
+def class_regularizer(model: nn.Module, **options: object) -> tr.TRLearner:
+    return regularizer(model, loss_fn=cross_entropy, align="sinkhorn", **options)
 
 
 def loop_on(peer: Any):  # type: ignore[no-untyped-def]
@@ -63,7 +63,7 @@ def test_the_gradient_is_the_engines(peer, dtype: torch.dtype) -> None:  # type:
         contracts.class_batch().to(dtype),
         *(contracts.net().to(dtype) for _ in "ab"),
     )
-    reg, other = class_regularizer(model, True).to(dtype), class_regularizer(twin, False).to(dtype)
+    reg, other = class_regularizer(model).to(dtype), class_regularizer(twin).to(dtype)
     loss = loop_on(peer)(model, batch, reg)
     expected = other(Distance(twin, engine="loop"), batch).loss
     close(loss, expected, TOLERANCES[dtype])
@@ -78,7 +78,7 @@ def test_nothing_changes_without_the_term(peer) -> None:  # type: ignore[no-unty
     batch, results = contracts.class_batch(), []
     for plugged in (True, False):
         model = contracts.net()
-        reg = class_regularizer(model, True, lam=0.0) if plugged else None
+        reg = class_regularizer(model, lam=0.0) if plugged else None
         loss = loop_on(peer)(model, batch, reg)
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -113,7 +113,7 @@ def test_the_documented_loops_run(peer) -> None:  # type: ignore[no-untyped-def]
     for part in integration.__doc__.split("::\n\n")[1:]:
         lines = [line for line in part.splitlines() if not line or line.startswith("    ")]
         model, start = contracts.net(), contracts.net()
-        reg, batch = class_regularizer(model, True), contracts.class_batch()
+        reg, batch = class_regularizer(model), contracts.class_batch()
         space = names(model, reg, adapted=adapted, samples=samples, loader=episodes(batch))
         space["classifier"] = peer.methods.PrototypicalNetworks(model)
         code = "\n".join(line[4:] for line in lines).replace("ways=5", f"ways={WAYS}")

@@ -96,7 +96,7 @@ def fitted(module: Module, steps: int = 1, validate: bool = False, **options: An
 def test_the_gradient_is_the_engines(dtype: torch.dtype) -> None:
     batch = contracts.regression_batch().to(dtype)
     model, twin = contracts.net().to(dtype), contracts.net().to(dtype)
-    reg, other = regularizer(model, True).to(dtype), regularizer(twin, False).to(dtype)
+    reg, other = regularizer(model).to(dtype), regularizer(twin).to(dtype)
     found = fitted(Module(model, reg)).gradients[0]
     expected = engines(twin, other, batch).loss
     wanted = {
@@ -111,7 +111,7 @@ def test_nothing_changes_without_the_term() -> None:
     results = []
     for plugged in (True, False):
         model = contracts.net()
-        fitted(Module(model, regularizer(model, True, lam=0.0) if plugged else None), steps=5)
+        fitted(Module(model, regularizer(model, lam=0.0) if plugged else None), steps=5)
         results.append(list(model.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert not torch.equal(model.body.weight, contracts.net().body.weight)
@@ -120,7 +120,7 @@ def test_nothing_changes_without_the_term() -> None:
 def test_validation_adapts_though_gradients_are_off() -> None:
     """Before and after a step in ``fit``, under no_grad, and in ``validate``, in inference mode."""
     model = contracts.net()
-    module = Module(model, regularizer(model, True))
+    module = Module(model, regularizer(model))
     fitted(module, validate=True, num_sanity_val_steps=1)
     assert module.inference == {False}
     module.trainer.validate(module, DataLoader([stacked()], batch_size=None), verbose=False)
@@ -172,7 +172,7 @@ def test_it_is_watched_beside_lightnings_own_curves(tmp_path: pathlib.Path) -> N
         **{**SILENT, "logger": logger, "max_epochs": 1, "log_every_n_steps": 1}
     )
     batches = DataLoader([stacked()] * 3, batch_size=None)
-    trainer.fit(Watched(model, regularizer(model, True)), batches, batches)
+    trainer.fit(Watched(model, regularizer(model)), batches, batches)
     events = EventAccumulator(logger.log_dir).Reload()
     points = events.Scalars("trlearner.loss/relation")
     assert [point.step for point in points] == [0, 1, 2]
@@ -186,13 +186,13 @@ def test_a_regularizer_that_no_optimizer_has_is_told() -> None:
 
     model = contracts.net()
     with pytest.raises(ValueError, match="reg.relation.weight.*: no optimizer has these. Give it"):
-        fitted(Forgetful(model, regularizer(model, True)))
+        fitted(Forgetful(model, regularizer(model)))
 
 
 def test_clipping_and_accumulation_are_the_trainers() -> None:
     model = contracts.net()
     module = fitted(
-        Module(model, regularizer(model, True)),
+        Module(model, regularizer(model)),
         steps=4,
         accumulate_grad_batches=2,
         gradient_clip_val=1e-3,
@@ -211,7 +211,7 @@ def test_clipping_and_accumulation_are_the_trainers() -> None:
 
 def test_the_documented_modules_run() -> None:
     assert integration.__doc__ is not None
-    space = names(contracts.net(), regularizer(contracts.net(), True))
+    space = names(contracts.net(), regularizer(contracts.net()))
     space |= {"adapt": adapt, "adaptation": adaptation, "check_optimizers": check_optimizers}
     space["lightning"] = lightning
     for part in integration.__doc__.split("::\n\n")[1:]:
@@ -220,7 +220,7 @@ def test_the_documented_modules_run() -> None:
     model, results = contracts.net(), []
     for module in (
         space["Maml"](contracts.net()),
-        space["Regularized"](model, regularizer(model, True, lam=0.0)),
+        space["Regularized"](model, regularizer(model, lam=0.0)),
     ):
         fitted(module, validate="Regularized" in type(module).__name__)
         results.append(list(module.net.parameters()))
@@ -235,6 +235,6 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 def test_memory_is_flat() -> None:
     model = contracts.net()
-    module = fitted(Module(model, regularizer(model, True)), steps=500)
+    module = fitted(Module(model, regularizer(model)), steps=500)
     grown = module.memory[499] - module.memory[100]
     assert grown < ALLOWED, f"{grown / 2**20:.1f} MiB"

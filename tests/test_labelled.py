@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.testing import assert_close
 
+import contracts
 import reference
 import trlearner as tr
 from trlearner.functional import tensors
@@ -32,7 +33,7 @@ def learner() -> tr.Learner:
 def encoder(g: nn.Module | None = None, **options: object) -> tr.LabelledEncoder:
     torch.manual_seed(0)
     wide = {"features": 2 if g is None else 4, "targets": 2, "hidden": 5, **options}
-    return tr.LabelledEncoder(g, dim=3, **wide).double()
+    return tr.LabelledEncoder(g, dim=3, own=True, **wide).double()
 
 
 def encode(e: tr.Encoder, batch: tr.TaskBatch) -> Tensor:
@@ -213,7 +214,7 @@ def test_labels_need_their_number():
 
 def lazy(g: nn.Module | None = None) -> tr.LabelledEncoder:
     torch.manual_seed(0)
-    return tr.LabelledEncoder(g, dim=3, hidden=5).double()
+    return tr.LabelledEncoder(g, dim=3, hidden=5, own=True).double()
 
 
 def waiting(e: nn.Module) -> list[str]:
@@ -292,7 +293,7 @@ def test_state_dict_round_trip(fresh: bool):
     first, owner = regularizer(lazy(features())), learner()
     wanted = first(owner, three()).loss
     torch.manual_seed(99)
-    again = tr.LabelledEncoder(features(), dim=3, hidden=5).double()
+    again = tr.LabelledEncoder(features(), dim=3, hidden=5, own=True).double()
     second = regularizer(again)
     if not fresh:
         second(owner, three())

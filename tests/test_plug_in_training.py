@@ -26,7 +26,7 @@ def flat(gradients: Iterable[Tensor | None]) -> Tensor:
 def of_engines(*batches: tr.TaskBatch) -> Tensor:
     """The gradient of the mean loss over meta-batches, by our own engine."""
     model = contracts.net()
-    reg = regularizer(model, False)
+    reg = regularizer(model)
     loss = torch.stack([engines(model, reg, batch).loss for batch in batches]).mean()
     return flat(contracts.gradients(loss, model, reg).values())
 
@@ -34,7 +34,7 @@ def of_engines(*batches: tr.TaskBatch) -> Tensor:
 def single(batch: tr.TaskBatch) -> tuple[nn.Module, tr.TRLearner, tr.TaskBatch]:
     """The same problem in float32."""
     model = contracts.net()
-    return model.float(), regularizer(model, True).float(), batch.to(torch.float32)
+    return model.float(), regularizer(model).float(), batch.to(torch.float32)
 
 
 # ---- accumulation and clipping -------------------------------------------------------------------
@@ -43,7 +43,7 @@ def single(batch: tr.TaskBatch) -> tuple[nn.Module, tr.TRLearner, tr.TaskBatch]:
 def test_gradients_accumulate_over_meta_batches() -> None:
     batches = [contracts.regression_batch(seed) for seed in (0, 1)]
     model = contracts.net()
-    reg = regularizer(model, True)
+    reg = regularizer(model)
     for batch in batches:
         loss, _ = by_hand(model, reg, batch)
         (loss / len(batches)).backward()
@@ -70,11 +70,11 @@ def of_own_losses(
 def test_gradients_accumulate_by_a_scale(two: bool) -> None:
     batches = [contracts.regression_batch(seed) for seed in (0, 1)]
     model = contracts.net()
-    reg = regularizer(model, True)
+    reg = regularizer(model)
     found = [of_own_losses(model, reg, batch, two).backward(scale=1 / 2) for batch in batches]
     close(flat(p.grad for p in parameters(model, reg)), of_engines(*batches), 1e-10)
     twin = contracts.net()
-    close(found[0], engines(twin, regularizer(twin, False), batches[0]).loss.detach(), 1e-10)
+    close(found[0], engines(twin, regularizer(twin), batches[0]).loss.detach(), 1e-10)
 
 
 @pytest.mark.parametrize("two", [False, True])
@@ -82,7 +82,7 @@ def test_own_losses_go_through_a_gradient_scaler(two: bool) -> None:
     batch, moved = contracts.regression_batch(), []
     for scaled in (True, False):
         model = contracts.net()
-        reg = regularizer(model, True)
+        reg = regularizer(model)
         optimizer = torch.optim.SGD(parameters(model, reg), lr=0.1)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=scaled)
         of_own_losses(model, reg, batch, two).backward(scale=scaler.scale(torch.ones(())))
@@ -98,7 +98,7 @@ def test_own_losses_go_through_a_gradient_scaler(two: bool) -> None:
 
 def test_the_regularizers_gradient_is_clipped_with_the_models() -> None:
     batch, model = contracts.regression_batch(), contracts.net()
-    reg = regularizer(model, True)
+    reg = regularizer(model)
     loss, _ = by_hand(model, reg, batch)
     loss.backward()
     wanted = of_engines(batch)
@@ -153,7 +153,7 @@ def test_a_gradient_scaler_scales_once_and_unscales_once() -> None:
     batch, moved = contracts.regression_batch(), []
     for scaled in (True, False):
         model = contracts.net()
-        reg = regularizer(model, True)
+        reg = regularizer(model)
         optimizer = torch.optim.SGD(parameters(model, reg), lr=0.1)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=scaled)
         loss, _ = by_hand(model, reg, batch)
@@ -170,7 +170,7 @@ def test_a_gradient_scaler_scales_once_and_unscales_once() -> None:
 
 def test_an_overflow_skips_the_step_and_the_next_one_is_made() -> None:
     batch, model = contracts.regression_batch(), contracts.net()
-    reg = regularizer(model, True)
+    reg = regularizer(model)
     optimizer = torch.optim.SGD(parameters(model, reg), lr=0.1)
     scaler, before = torch.amp.GradScaler("cpu", init_scale=2.0**12), flat(parameters(model, reg))
     for factor, skipped in ((torch.inf, True), (1.0, False)):

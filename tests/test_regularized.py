@@ -13,7 +13,7 @@ from test_collect import adapt, by_hand, regularizer, unequal
 def test_a_decorated_function_is_the_loop_by_hand(sizes: str) -> None:
     batch = contracts.regression_batch() if sizes == "equal" else unequal()
     model, twin = contracts.net(), contracts.net()
-    reg = regularizer(model, True)
+    reg = regularizer(model)
 
     @reg.regularize
     def mine(support):  # type: ignore[no-untyped-def]
@@ -21,7 +21,7 @@ def test_a_decorated_function_is_the_loop_by_hand(sizes: str) -> None:
         return adapt(model, *support)
 
     out = mine(batch)
-    loss, tasks = by_hand(twin, regularizer(twin, True), batch)
+    loss, tasks = by_hand(twin, regularizer(twin), batch)
     close(out.loss, loss, 1e-12)
     close(out.task_loss + 0.7 * out.relation_loss, loss.detach(), 1e-12)
     close(out.relations, tasks.term.relations.detach(), 1e-12)
@@ -39,7 +39,7 @@ def test_a_decorated_function_is_the_loop_by_hand(sizes: str) -> None:
 
 def test_without_the_term_there_are_no_relations() -> None:
     model = contracts.net()
-    reg = regularizer(model, True, lam=0.0)
+    reg = regularizer(model, lam=0.0)
     out = reg.regularize(lambda support: adapt(model, *support))(contracts.regression_batch())
     assert out.relations is None and out.weights is None and out.relation_loss == 0
     assert torch.equal(out.loss, out.task_loss)
@@ -47,9 +47,7 @@ def test_without_the_term_there_are_no_relations() -> None:
 
 def test_predictions_of_several_tensors_are_shown_as_one() -> None:
     model = contracts.net()
-    reg = regularizer(
-        model, True, loss_fn=lambda p, y: (p["a"] - y).square().mean() + p["b"].mean()
-    )
+    reg = regularizer(model, loss_fn=lambda p, y: (p["a"] - y).square().mean() + p["b"].mean())
 
     @reg.regularize
     def mine(support):  # type: ignore[no-untyped-def]

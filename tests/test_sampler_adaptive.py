@@ -482,6 +482,22 @@ def test_a_score_can_be_chosen() -> None:
     assert sampler.summary()["scores/enrichment"].std() > 0
 
 
+def test_a_graph_takes_an_extractor_of_nobodys_for_an_input() -> None:
+    seen = {}
+    for engine in ("traced", "eager"):
+        torch.manual_seed(0)
+        g = nn.Linear(contracts.INPUTS, 3).double()
+        sampler, learner = made(every=1, engine=engine, extractor=g), maml()
+        train(sampler, learner, 4)
+        with torch.no_grad():
+            g.weight[1:].zero_()  # of the same graph, other features
+        train(sampler, learner, 4)
+        seen[engine] = sampler.summary()
+    assert seen["traced"]["scores/diversity"].std() > 1e-3
+    for name, value in seen["eager"].items():
+        contracts.close(seen["traced"][name], value, 1e-9)
+
+
 def test_graphs_that_cannot_be_made_are_done_without() -> None:
     class Loop(nn.Module):
         def __init__(self) -> None:

@@ -49,7 +49,7 @@ def test_two_phases_equal_one_graph(kind: str, reduction: str, sizes: str) -> No
         torch.manual_seed(0)
         model = layered(kind)
         adapt, predict = functions(model)
-        reg = regularizer(model, True)
+        reg = regularizer(model)
         tasks = reg.collect(reduction)
         if two:
             for support, query in pairs:
@@ -85,7 +85,7 @@ def test_without_replaying_the_draws_the_gradient_would_be_another() -> None:
             torch.rand(1)
             return adapt(support)
 
-        tasks = regularizer(model, True).collect()
+        tasks = regularizer(model).collect()
         for support, query in pairs:
             tasks.add_task(adapt, predict, support=support, query=query)
         if disturbed:
@@ -103,7 +103,7 @@ def test_only_one_inner_graph_is_alive_at_a_time() -> None:
     for two in (True, False):
         model = contracts.net()
         adapt, predict = functions(model)
-        tasks, alive, most = regularizer(model, True).collect(), [0], [0]
+        tasks, alive, most = regularizer(model).collect(), [0], [0]
 
         class Counted:
             def __init__(self, tensor: Tensor, alive=alive, most=most) -> None:  # type: ignore[no-untyped-def]
@@ -133,7 +133,7 @@ def test_wrong_use_is_told() -> None:
     model = contracts.net()
     adapt, predict = functions(model)
     (support, query), other, *_ = contracts.tasks_of(contracts.regression_batch())
-    tasks = regularizer(model, True).collect()
+    tasks = regularizer(model).collect()
     with pytest.raises(
         TypeError, match=r"adapt must return the adapted parameters, .*got \['function'\]"
     ):
@@ -182,7 +182,7 @@ def test_a_body_that_only_predicts_gets_its_gradient() -> None:
 def test_adaptation_without_a_graph_is_told(lam: float) -> None:
     model = contracts.net()
     adapt, predict = functions(model)
-    tasks = regularizer(model, True, lam=lam).collect()
+    tasks = regularizer(model, lam=lam).collect()
     for support, query in contracts.tasks_of(contracts.regression_batch()):
         tasks.add_task(
             lambda pair: {n: p.detach() for n, p in adapt(pair).items()},

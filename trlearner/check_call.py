@@ -6,6 +6,7 @@ from typing import Any
 
 from trlearner.batch import TaskBatch
 from trlearner.consistency import mixture_kind
+from trlearner.encoders.extractor import HasExtractor
 from trlearner.encoders.protocol import Encoder, HasPrototypes
 from trlearner.engines.choose import ENGINES
 from trlearner.head import check_learner
@@ -41,6 +42,8 @@ def check_call(parts: Parts, learner: Any, batch: Any, tasks: int | None = None)
             "tr.TaskBatch(support=(xs, ys), query=(xq, yq))."
         )
     options = parts.options
+    encoder = parts.encoder
+    concerns = encoder.extractor.concerns(learner) if isinstance(encoder, HasExtractor) else []
     if parts.lam == 0:
         return []
     mixture_kind(options.mixture, batch.query.y, options.normalize)
@@ -58,13 +61,13 @@ def check_call(parts: Parts, learner: Any, batch: Any, tasks: int | None = None)
         )
     tasks = len(batch) if tasks is None else tasks
     if tasks == 1:
-        return ["a batch of one task has no neighbours: its relation loss is 0."]
+        concerns.append("a batch of one task has no neighbours: its relation loss is 0.")
     if tasks == 2:
-        return [
+        concerns.append(
             "in a batch of two tasks each is the other's only neighbour: all weights are 1 and "
             "the relations learn nothing. Use three tasks or more."
-        ]
-    return []
+        )
+    return concerns
 
 
 def check_align(align: Align, encoder: Encoder) -> None:

@@ -60,8 +60,9 @@ class CollectedModels:
     def __init__(self, models: Sequence[Predict], together: bool) -> None:
         self._models, self._together = models, together
         self._asked: Sequence[int] = range(len(models))
-        self._spec: TreeSpec | None = None
-        self._sizes: list[torch.Size] = []
+        self._layout: list[
+            tuple[TreeSpec, list[torch.Size]]
+        ] = []  # of predictions, once it is known
         self._checked: set[int] = set()
 
     @property
@@ -80,7 +81,9 @@ class CollectedModels:
     def __getitem__(self, part: slice | Tensor) -> CollectedModels:
         """Some of the models: a slice, or their positions ``[some]``."""
         some = object.__new__(CollectedModels)
-        some.__dict__ = {**self.__dict__}  # what is found out about one is known of all
+        some.__dict__ = {
+            **self.__dict__
+        }  # what is found out about one is known of all: see `_layout`
         places = range(len(self))[part] if isinstance(part, slice) else part.tolist()
         some._asked = [self._asked[place] for place in places]
         return some
@@ -118,18 +121,18 @@ class CollectedModels:
             return loss_fn(self.unpacked(one), targets)
 
         # A plain tensor needs no unpacking: what was found out about the loss is then remembered.
-        single = self._spec is not None and self._spec.is_leaf()
+        single = all(spec.is_leaf() for spec, _ in self._layout)
         given = loss_fn if single else unpacking
         return task_losses(given, predictions, samples.y, samples.mask)
 
     def unpacked(self, predictions: Tensor) -> Any:
         """Mixed predictions ``[queries, *outputs]``, as the models return theirs."""
-        assert self._spec is not None
-        if len(self._sizes) == 1:
-            return tree_unflatten([predictions], self._spec)
-        parts = predictions.split([size.numel() for size in self._sizes], 1)
-        leaves = [p.reshape(-1, *size) for p, size in zip(parts, self._sizes, strict=True)]
-        return tree_unflatten(leaves, self._spec)
+        ((spec, sizes),) = self._layout
+        if len(sizes) == 1:
+            return tree_unflatten([predictions], spec)
+        parts = predictions.split([size.numel() for size in sizes], 1)
+        leaves = [p.reshape(-1, *size) for p, size in zip(parts, sizes, strict=True)]
+        return tree_unflatten(leaves, spec)
 
     def _predict(self, task: int, x: Tensor) -> Tensor:
         """What one model says of inputs ``[samples, ...]``, as one tensor ``[samples, *outputs]``."""
@@ -149,12 +152,12 @@ class CollectedModels:
                     f"{x.device}. Move model and samples to one device."
                 )
         sizes = [leaf.shape[1:] for leaf in found]
-        if self._spec is None:
-            self._spec, self._sizes = spec, sizes
-        elif (spec, sizes) != (self._spec, self._sizes):
+        if not self._layout:
+            self._layout.append((spec, sizes))
+        elif (spec, sizes) != self._layout[0]:
             raise ValueError(
                 "all models must return predictions of one shape, got "
-                f"{[list(s) for s in self._sizes]} and, of task {task}, {[list(s) for s in sizes]}."
+                f"{[list(s) for s in self._layout[0][1]]} and, of task {task}, {[list(s) for s in sizes]}."
             )
         if looks:  # once: it is the same inner loop whatever the model is asked
             self._checked.add(task)

@@ -443,7 +443,9 @@ class TRLearner(nn.Module):
         parts = self.parts
         call = None
         if isinstance(learner, Learner) and isinstance(batch, TaskBatch):
-            kind = learner.engine, batch.ways, batch.query.y.dtype, batch.query.x.shape[0], tasks
+            query = batch.query
+            shapes = batch.ways, query.y.dtype, query.x.shape[0], tasks
+            kind = learner.engine, torch.is_grad_enabled(), *shapes
             call = weakref.ref(learner), parts, kind
             if call == self._passed:
                 return

@@ -33,7 +33,7 @@ def main(steps: int = 101) -> None:
     backbone = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
     classifier = PrototypicalNetworks(backbone)
     reg = tr.TRLearner(
-        encoder=tr.InputEncoder(backbone, dim=16, borrowed=True),
+        encoder=tr.InputEncoder(backbone, dim=16),
         loss_fn=cross_entropy,
         align="sinkhorn",
     )

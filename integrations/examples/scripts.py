@@ -11,7 +11,7 @@ from typing import Any
 from trlearner.integrations.examples.patch import Difference, Edit, difference, edited, part
 
 REG = (
-    "reg = tr.TRLearner(encoder=tr.InputEncoder({}, dim=64, borrowed=True), lam=LAM, loss_fn={},",
+    "reg = tr.TRLearner(encoder=tr.InputEncoder({}, dim=64), lam=LAM, loss_fn={},",
     "                   align='sinkhorn')",
     "{}.add_param_group({{'params': reg.parameters()}})",
 )

@@ -46,7 +46,7 @@ def step(phases: int) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     net = Conv4(WAYS, channels=1, size=28)
     reg = tr.TRLearner(
-        encoder=tr.InputEncoder(net.features, dim=32, borrowed=True),
+        encoder=tr.InputEncoder(net.features, dim=32),
         loss_fn=cross_entropy,
         align="sinkhorn",
         chunk_size=1,

@@ -154,12 +154,12 @@ def _options(
 # ---- from plain values to objects ----------------------------------------------------------------
 
 
-def build(case: Case, borrowed: bool = False) -> Problem:
-    """The same objects at every call; `borrowed` is for loops that no learner of ours runs."""
+def build(case: Case) -> Problem:
+    """The same objects at every call."""
     model = build_model(case.model, case.outputs, case.number)
     batch = _batch(case)
     learner = _learner(case, model)
-    reg = _regularizer(case, model, learner, batch, borrowed)
+    reg = _regularizer(case, model, learner, batch)
     problem = Problem(case, learner, reg, batch)
     if case.single:
         learner.float()
@@ -181,20 +181,16 @@ def _learner(case: Case, model: Net) -> tr.Learner:
     return learner
 
 
-def _regularizer(
-    case: Case, model: Net, learner: tr.Learner, batch: tr.TaskBatch, borrowed: bool
-) -> tr.TRLearner:
+def _regularizer(case: Case, model: Net, learner: tr.Learner, batch: tr.TaskBatch) -> tr.TRLearner:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.number + 2)
-        encoder = _encoder(case, model, learner, batch, borrowed)
+        encoder = _encoder(case, model, learner, batch)
         reg = tr.TRLearner(encoder, loss_fn=_loss(case), **case.regularizer).double()
         encoder.prepare(learner, batch)
     return reg
 
 
-def _encoder(
-    case: Case, model: Net, learner: tr.Learner, batch: tr.TaskBatch, borrowed: bool
-) -> tr.Encoder:
+def _encoder(case: Case, model: Net, learner: tr.Learner, batch: tr.TaskBatch) -> tr.Encoder:
     options = dict(case.encoding)
     if case.encoder == "update":
         return tr.UpdateEncoder(DIM, **options)
@@ -204,20 +200,20 @@ def _encoder(
         outputs = torch.Size(case.outputs).numel()
         return tr.FunctionEncoder(probe, outputs, **options)
     extractor: nn.Module | None = None
-    borrowed = borrowed and case.extractor == "body"
+    own = case.extractor == "own"
     width = batch.support.x[0, 0].numel()
     if case.extractor == "body":
         extractor, width = model.body, model.features
-    elif case.extractor == "own":
+    elif own:
         extractor = nn.Sequential(nn.Flatten(), nn.LazyLinear(FEATURES, dtype=torch.float64))
         extractor(batch.support.x[0].double())
         extractor, width = Floats(extractor), FEATURES
     if case.encoder == "input":
-        return tr.InputEncoder(extractor, width, borrowed=borrowed, **options)
+        return tr.InputEncoder(extractor, width, own=own, **options)
     widths = {"features": width, "targets": max(1, batch.support.y[0, 0].numel())}
     if options.pop("lazy"):
         widths = {}
-    return tr.LabelledEncoder(extractor, DIM, hidden=6, borrowed=borrowed, **widths, **options)
+    return tr.LabelledEncoder(extractor, DIM, hidden=6, own=own, **widths, **options)
 
 
 class Floats(nn.Module):

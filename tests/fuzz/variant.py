@@ -12,7 +12,7 @@ from torch.func import functional_call
 import reference
 import trlearner as tr
 from fuzz.compare import GRADIENT, Values, gradients, outputs, step
-from fuzz.draw_case import Problem, build
+from fuzz.draw_case import Problem
 from trlearner.meta_step import looks
 
 Variant = Callable[[Problem, str], Values | None]
@@ -89,7 +89,6 @@ def collected(problem: Problem, engine: str) -> Values | None:
     foreign = case.learner == "tnet" or case.encoder == "update" or case.regularizer["head"]
     if engine != "loop" or foreign:
         return None  # a loop of the user's own has no such thing
-    problem = build(case, borrowed=True)
     reg, batch, losses, answers = problem.regularizer, problem.batch, [], []
     reg.generator.manual_seed(case.number)
     tasks = reg.collect(together=bool(case.number % 2) and not _couples(problem), ways=case.ways)

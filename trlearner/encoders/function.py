@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ class FunctionEncoder(Encoder):
     """
 
     probe: Tensor
+    outside_graph = ("_takes",)
 
     def __init__(self, probe: Tensor, outputs: int = 1, detach: bool = False) -> None:
         super().__init__()
@@ -66,6 +68,7 @@ class FunctionEncoder(Encoder):
         self.outputs = outputs
         self.detach = detach
         self.register_buffer("probe", probe.detach())
+        self._takes: weakref.WeakSet[Learner] = weakref.WeakSet()
 
     def prepare(self, learner: Learner | None, batch: TaskBatch) -> None:
         """Refuses a probe that is unlike the batch's inputs, before any graph is made of it."""
@@ -82,8 +85,7 @@ class FunctionEncoder(Encoder):
 
     def _check_runs(self, learner: Learner, x: Tensor) -> None:
         """A model may take inputs of several sizes: it is tried once with the probe's."""
-        takes = _taken.setdefault(self, weakref.WeakSet())
-        if learner in takes:
+        if learner in self._takes:
             return
         try:
             with torch.no_grad(), random_state_kept(x):
@@ -94,7 +96,16 @@ class FunctionEncoder(Encoder):
                 f"{_kind(x[0])}, got {_kind(self.probe)}; the model said: {error}. Give each probe the "
                 "shape of a sample."
             ) from error
-        takes.add(learner)
+        self._takes.add(learner)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has tried no learner yet; it must not take copies of learners along."""
+        return {name: value for name, value in self.__dict__.items() if name != "_takes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As it was, but for the learners."""
+        super().__setstate__(state)
+        self._takes = weakref.WeakSet()
 
     def encode(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """Every model's predictions on the probe: ``[tasks, dim]``."""
@@ -109,8 +120,3 @@ class FunctionEncoder(Encoder):
 
 def _kind(x: Tensor) -> str:
     return f"{list(x.shape)} of {x.dtype} on {x.device}"
-
-
-_taken: weakref.WeakKeyDictionary[FunctionEncoder, weakref.WeakSet[Learner]] = (
-    weakref.WeakKeyDictionary()
-)
