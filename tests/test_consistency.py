@@ -181,7 +181,7 @@ M, F_, Y = torch.eye(4), torch.zeros(4, 4, 15, 5), torch.zeros(4, 15, 5)
         ((F_[:3], Y, M, mse_loss), {}, "predictions must be .* as many models as tasks"),
         ((F_, Y[:, :9], M, mse_loss), {}, r"targets must be .* = \(4, 15\)"),
         ((F_, Y, M, mse_loss), {"mixture": "mean"}, "mixture must be 'auto', 'values' or 'logits'"),
-        ((F_, Y, M, mse_loss), {"normalize": "max"}, "normalize must be 'sum', 'softmax' or"),
+        ((F_, Y, M, mse_loss), {"normalize": "max"}, "normalize must be 'sum', 'softmax', 'quot"),
         (
             (F_, Y[..., 0].long(), M, cross_entropy),
             {"normalize": "quotient"},

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import contracts
-from rank_problem import made
-from trlearner.consistency import mix, relation_weights
+from trlearner.consistency import mix, neighbours, relation_weights
 from trlearner.distributed.pairs import mix_pairs, pairs_of
 
 TASKS, QUERIES, CLASSES = 5, 4, 3
@@ -26,10 +25,9 @@ def test_pairs_are_mixed_like_whole_tables(kind: str, top_k: int | None, alignme
     matching = draw(TASKS, TASKS, CLASSES, CLASSES).softmax(-2) if alignment else None
     weights = relation_weights(relations, top_k=top_k)
     expected = mix(says, weights, kind, matching)
-    step, _ = made(top_k=top_k)
     found, asked = [], 0
     for first, own in ((0, 3), (3, 0), (3, 2)):  # three ranks' models
-        tasks, models = pairs_of(step.regularizer, relations, first, own)
+        tasks, models = pairs_of(TASKS, neighbours(relations, top_k), first, own)
         asked += len(tasks)
         part = None if matching is None else matching[first + models, tasks]
         found.append(

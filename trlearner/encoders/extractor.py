@@ -164,7 +164,7 @@ class Extractor(nn.Module):
             x: As for `features`.
             mask: As for `features`.
         """
-        found = x if self.plain else self._called(learner, theirs, own, x, mask)
+        found = x.contiguous() if self.plain else self._called(learner, theirs, own, x, mask)
         if not found.is_floating_point():  # tokens, say, which have no precision of their own
             found = found.to(functional.precision({**theirs, **own}))
         return found.flatten(2) if found.ndim > 2 else found[..., None]

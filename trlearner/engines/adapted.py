@@ -226,5 +226,5 @@ def adapt(
 def embed(engine: Engine, learner: TaskLearner, state: State, samples: Samples) -> Tensor:
     """What tasks share, of their inputs ``[tasks, samples, ...]``: these themselves, where nothing is."""
     if not learner.shares:
-        return samples.x
+        return samples.x.contiguous()  # what each inner step reads lies together
     return engine.embed(learner, state, samples.x, samples.mask)
