@@ -19,7 +19,6 @@ from trlearner.consistency import (
     nearest,
     relation_weights,
 )
-from trlearner.encoders.extractor import HasExtractor
 from trlearner.encoders.protocol import Encoder, HasPrototypes, embed_tasks
 from trlearner.engines.choose import TOGETHER
 from trlearner.functional import tensors
@@ -30,7 +29,6 @@ from trlearner.output import Draws, Output, Term
 from trlearner.questions import questions
 from trlearner.relation import relation_matrix
 from trlearner.rows import part_of
-from trlearner.sampler.select import Select, select_samples
 from trlearner.samples import Samples
 from trlearner.seam import Engine, TaskLearner
 from trlearner.targets import LossInState
@@ -53,7 +51,6 @@ class Settings(Protocol, metaclass=SeesParts):
     head: str | None
     chunk_size: ChunkSize
     memory_budget: int | None
-    select: Select | None
 
 
 def meta_step(
@@ -169,20 +166,7 @@ def described(
     fast: Fast,
 ) -> Tensor:
     """What the encoder makes of each task ``[tasks, dim]``; arguments as in `relation_term`."""
-    telling = selected(settings, learner, state, batch)
-    return embed_tasks(settings.encoder, engine, learner, state, telling, fast)
-
-
-def selected(settings: Settings, learner: Learner, state: State, batch: TaskBatch) -> TaskBatch:
-    """The batch as the encoder sees it: with the most telling support samples only, if so chosen."""
-    encoder, support = settings.encoder, batch.support
-    if settings.select is None:
-        return batch
-    assert isinstance(encoder, HasExtractor)  # checked with the options
-    with torch.no_grad():
-        features = encoder.extractor.features(learner, state, support.x, support.mask)
-        chosen = select_samples(settings.select, features, support)
-    return batch.replace(chosen, batch.query)
+    return embed_tasks(settings.encoder, engine, learner, state, batch, fast)
 
 
 def _mixture(

@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 
 from trlearner.checks import check_number, check_whole
 from trlearner.consistency import Mixture, Normalize, check_temperature
-from trlearner.encoders.extractor import HasExtractor
 from trlearner.encoders.protocol import Encoder, HasPrototypes
 
 Align = Literal["none", "sinkhorn", "hungarian"]
@@ -24,7 +23,6 @@ OPTIONS = (
     "chunk_size",
     "memory_budget",
     "planned_steps",
-    "select",
 )
 """May be set anew at any time, so they are checked at every step."""
 
@@ -53,7 +51,6 @@ def check_options(*, encoder: Encoder, **options: Any) -> None:
         raise ValueError(
             f"head must be the name of the model's last layer or None, got {options['head']!r}."
         )
-    _check_select(options["select"], encoder)
     for name, kinds in (("normalize", Normalize), ("mixture", Mixture), ("align", Align)):
         if options[name] not in get_args(kinds):
             raise ValueError(f"{name} must be one of {get_args(kinds)}, got {options[name]!r}.")
@@ -61,22 +58,4 @@ def check_options(*, encoder: Encoder, **options: Any) -> None:
         raise ValueError(
             f"align={align!r} compares class prototypes, which {type(encoder).__name__} "
             "does not have. Use InputEncoder or LabelledEncoder, or align='none'."
-        )
-
-
-def _check_select(select: Any, encoder: Encoder) -> None:
-    if select is None:
-        return
-    share = isinstance(select, float) and 0 < select <= 1
-    count = isinstance(select, int) and not isinstance(select, bool) and select >= 1
-    if not (share or count or callable(select)):
-        raise ValueError(
-            "select must be a share in (0.0, 1.0] of each task's support samples, a number of them, a "
-            f"function (features, support) -> positions, or None, got {select!r}."
-        )
-    if not isinstance(encoder, HasExtractor):
-        raise ValueError(
-            f"select={select!r} chooses the support samples that the encoder sees, but "
-            f"{type(encoder).__name__} looks at none. Use InputEncoder or LabelledEncoder, or leave "
-            "select out."
         )

@@ -47,7 +47,6 @@ from trlearner.questions import choose_queries, query_keys
 from trlearner.regularized import Regularized
 from trlearner.relation import TaskRelation, relation_matrix
 from trlearner.sampler.sampler import TaskSampler
-from trlearner.sampler.select import Select
 from trlearner.samples import Samples
 from trlearner.seam import Engine
 from trlearner.types import LossFn, State
@@ -105,8 +104,6 @@ class TRLearner(nn.Module):
         preset: ``"paper"`` takes the formulas literally: the plain quotient, values, no alignment.
         planned_steps: How many meta-steps are to come, if you know: engines ``"auto"`` and ``"tune"``
             compile where that pays, from about 5,000 on.
-        select: The encoder sees only the most telling of a task's support samples: a share of them
-            (``0.5``), a number (``5``), or those at ``select(features, support)``.
         sampler: Is told of every step that trains, and weighs the tasks' losses where that is its way. It
             is saved apart, with its own `state_dict`.
         generator: Draws the queries, and its seed the heads' noise; by default one seeded like torch,
@@ -149,7 +146,6 @@ class TRLearner(nn.Module):
         memory_budget: int | None = None,
         preset: Literal["paper"] | None = None,
         planned_steps: int | None = None,
-        select: Select | None = None,
         sampler: TaskSampler | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -182,7 +178,6 @@ class TRLearner(nn.Module):
         self.chunk_size: ChunkSize = chunk_size
         self.memory_budget = memory_budget
         self.planned_steps = planned_steps
-        self.select = select
         self.sampler = sampler
         self.monitor: Monitor | None = None
         self._warned: set[str] = set()

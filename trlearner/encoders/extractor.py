@@ -12,6 +12,7 @@ from trlearner import functional
 from trlearner.checks import check_flag
 from trlearner.coupling import examine
 from trlearner.learners.protocol import MODEL, Learner
+from trlearner.sampler.select import Select, select_samples
 from trlearner.samples import Samples
 from trlearner.types import SeesParts, State
 
@@ -141,6 +142,23 @@ class Extractor(nn.Module):
         if not found.is_floating_point():  # tokens, say, which have no precision of their own
             found = found.to(functional.precision(state))
         return found.flatten(2) if found.ndim > 2 else found[..., None]
+
+    def select(
+        self, select: Select | None, learner: Learner, state: State, support: Samples
+    ) -> Samples:
+        """The most telling samples of every task by their features; see `select_samples`.
+
+        Args:
+            select: Which; ``None`` for all.
+            learner: As in `features`.
+            state: As in `features`.
+            support: The samples.
+        """
+        if select is None:
+            return support
+        with torch.no_grad():
+            features = self.features(learner, state, support.x, support.mask)
+            return select_samples(select, features, support)
 
     def _run(self, local: State, x: Tensor, mask: Tensor | None) -> Tensor:
         if functional.couples_samples(self.module):

@@ -14,6 +14,7 @@ from trlearner.encoders.protocol import PREFIX, Encoder, check_width
 from trlearner.functional import random_state_kept, tensors
 from trlearner.learners.protocol import Learner
 from trlearner.prototype import batch_prototypes
+from trlearner.sampler.select import Select, check_select
 from trlearner.samples import Samples
 from trlearner.types import Fast, State
 
@@ -34,6 +35,8 @@ class LabelledEncoder(Encoder):
         detach: Train g by nothing that the relations want.
         own: Make g a part of the regularizer: trained, saved and moved with it. Leave it out where g is a
             part of the learner's model, of a model that your own loop trains, or frozen.
+        select: Look only at the most telling of a task's support samples: a share of them (``0.5``), a
+            number (``5``), or those at ``select(features, support)``.
 
     Example:
         >>> LabelledEncoder(None, dim=16, features=1, targets=1).of_features
@@ -49,6 +52,7 @@ class LabelledEncoder(Encoder):
         hidden: int = 64,
         detach: bool = False,
         own: bool = False,
+        select: Select | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("hidden", hidden)):
@@ -56,9 +60,11 @@ class LabelledEncoder(Encoder):
         for name, width in (("features", features), ("targets", targets)):
             check_whole(name, width, optional=True)
         check_flag("detach", detach)
+        check_select(select)
         self.dim = dim
         self.extractor = Extractor(extractor, own)
         self.detach = detach
+        self.select = select
         self.of_features = (
             nn.LazyLinear(hidden) if features is None else nn.Linear(features, hidden)
         )
@@ -85,7 +91,8 @@ class LabelledEncoder(Encoder):
 
     def encode(self, learner: Learner, state: State, batch: TaskBatch, fast: Fast) -> Tensor:
         """The set encoding of every task: ``[tasks, dim]``."""
-        support, own = batch.support, self.own(state)
+        support = self.extractor.select(self.select, learner, state, batch.support)
+        own = self.own(state)
         features = self._features(learner, state, support)
         check_width(features.shape[-1], own["of_features.weight"].shape[1], "g(x)", "features")
         elements, real = features, support.mask
