@@ -63,6 +63,7 @@ class Problem:
     norm: bool = False
     ddp: dict[str, Any] | None = None  # the options of DDP, if it is used
     learner_options: dict[str, Any] = field(default_factory=dict)
+    select: Any = None
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -72,10 +73,16 @@ class Problem:
         learner = contracts.learner(self.learner, model, self.engine, **self.learner_options)
         encoder: tr.Encoder
         if self.encoder == "input":
-            encoder = tr.InputEncoder(model.body, dim=contracts.HIDDEN, metadata="all")
+            encoder = tr.InputEncoder(
+                model.body, dim=contracts.HIDDEN, metadata="all", select=self.select
+            )
         elif self.encoder == "labelled":
             encoder = tr.LabelledEncoder(
-                model.body, dim=4, features=contracts.HIDDEN, targets=contracts.OUTPUTS
+                model.body,
+                dim=4,
+                features=contracts.HIDDEN,
+                targets=contracts.OUTPUTS,
+                select=self.select,
             )
         elif self.encoder == "update":
             encoder = tr.UpdateEncoder(dim=16)
@@ -213,10 +220,10 @@ def problems(counts: Sequence[int]) -> dict[str, Problem]:
         ),
         "chunks, logits": dealt(**ALIGNED, options={"align": "sinkhorn", "chunk_size": 2}),
         "lam 0": dealt(options={"lam": 0.0}),
-        "select": dealt(options={"select": 0.5}),
-        "select, masks": dealt(sizes="unequal", options={**some, "select": 0.5, "top_k": 1}),
-        "select, function": dealt(options={"select": first_and_last}),
-        "select, classes": dealt(**ALIGNED, options={"align": "sinkhorn", "select": 3}),
+        "select": dealt(select=0.5),
+        "select, masks": dealt(sizes="unequal", select=0.5, options={**some, "top_k": 1}),
+        "select, function": dealt(select=first_and_last),
+        "select, classes": dealt(**ALIGNED, select=3, options={"align": "sinkhorn"}),
         "ddp": dealt(ddp={}),
         "ddp, unused": dealt("anil", ddp={"find_unused_parameters": True}),
         "ddp, bucket view": dealt(ddp={"gradient_as_bucket_view": True}),

@@ -188,12 +188,14 @@ CASES: dict[str, Case] = {
     ),
     "InputEncoder": Case(
         tr.InputEncoder, lambda: {"extractor": net(), "dim": 1},
-        {"extractor": optional("module"), "dim": "count", "metadata": "choice", "detach": "flag"},
+        {"extractor": optional("module"), "dim": "count", "metadata": "choice", "detach": "flag",
+         "own": "flag", "select": "select"},
     ),
     "LabelledEncoder": Case(
         tr.LabelledEncoder, lambda: {"extractor": None, "dim": 2},
         {"extractor": optional("module"), "dim": "count", "features": optional("count"),
-         "targets": optional("count"), "hidden": "count", "detach": "flag"},
+         "targets": optional("count"), "hidden": "count", "detach": "flag", "own": "flag",
+         "select": "select"},
     ),
     "UpdateEncoder": Case(
         tr.UpdateEncoder, lambda: {"dim": 2}, {"dim": "count", "seed": "seed", "detach": "flag"}
@@ -207,7 +209,7 @@ CASES: dict[str, Case] = {
         {"encoder": "instance", "heads": "count", "lam": "number", "loss_fn": "function",
          "normalize": "choice", "temperature": "positive", "mixture": "choice", "align": "choice",
          "top_k": optional("count"), "queries": "share", "head": "name", "chunk_size": optional("count"),
-         "memory_budget": optional("count"), "preset": optional("choice"), "select": "select",
+         "memory_budget": optional("count"), "preset": optional("choice"),
          "sampler": optional("instance"), "generator": "generator"},
     ),
     "reg": Case(

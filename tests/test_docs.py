@@ -41,6 +41,7 @@ def learners() -> dict:
         "README.md",
         "docs/doctor.md",
         "docs/learners.md",
+        "docs/method.md",
         "docs/monitor.md",
         "docs/sampler.md",
         "docs/when-it-helps.md",

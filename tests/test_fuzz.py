@@ -53,7 +53,6 @@ def plain() -> Case:
         "queries": 1.0,
         "head": None,
         "chunk_size": None,
-        "select": None,
     }
     return replace(
         case,
@@ -67,7 +66,7 @@ def plain() -> Case:
         options={"lr": 0.1, "steps": 2, "first_order": False},
         encoder="input",
         extractor="body",
-        encoding={"detach": False, "metadata": "support"},
+        encoding={"detach": False, "metadata": "support", "select": None},
         regularizer=regularizer,
     )
 

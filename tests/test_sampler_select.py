@@ -83,8 +83,8 @@ def test_the_encoder_sees_the_chosen_and_the_learner_all(engine: str, masked: bo
         batch = tr.TaskBatch(support, batch.query)
     learner = contracts.learner("maml", contracts.net(), engine)
     torch.manual_seed(0)
-    encoder = tr.InputEncoder(learner.model.body, dim=contracts.HIDDEN)
-    reg = tr.TRLearner(encoder, loss_fn=cross_entropy, select=0.5).double()
+    encoder = tr.InputEncoder(learner.model.body, dim=contracts.HIDDEN, select=0.5)
+    reg = tr.TRLearner(encoder, loss_fn=cross_entropy).double()
     out = reg(learner, batch)
     out.loss.backward()
     features = learner.model.body(batch.support.x).detach()
@@ -94,7 +94,7 @@ def test_the_encoder_sees_the_chosen_and_the_learner_all(engine: str, masked: bo
     wanted = (wanted * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
     contracts.close(out.embeddings, wanted.detach(), 1e-12)
     contracts.close(reg.relate(learner, batch), out.relations, 1e-12)
-    reg = tr.TRLearner(encoder, loss_fn=cross_entropy).double()
+    encoder.select = None
     contracts.close(reg(learner, batch).task_loss, out.task_loss, 1e-12)
 
 
@@ -103,27 +103,46 @@ def test_a_function_chooses() -> None:
         contracts.regression_batch(),
         contracts.learner("maml", contracts.net(), "batched"),
     )
-    reg = tr.TRLearner(
-        tr.InputEncoder(None, dim=2),
+    encoder = tr.InputEncoder(
+        None,
+        dim=2,
         select=lambda features, support: torch.zeros(len(support), 1, dtype=torch.int64),
-    ).double()
+    )
+    reg = tr.TRLearner(encoder).double()
     contracts.close(reg(learner, batch).embeddings, batch.support.x[:, 0], 1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_labelled_encoder_sees_the_chosen_with_their_targets(masked: bool) -> None:
+    batch = contracts.regression_batch()
+    if masked:
+        batch = tr.TaskBatch.from_tasks(
+            [((x[i:], y[i:]), q) for i, ((x, y), q) in enumerate(contracts.tasks_of(batch))]
+        )
+    learner, support = contracts.learner("maml", contracts.net(), "batched"), batch.support
+    encoder = tr.LabelledEncoder(
+        None, dim=4, features=contracts.INPUTS, targets=contracts.OUTPUTS, select=2
+    )
+    reg = tr.TRLearner(encoder).double()
+    found = reg(learner, batch).embeddings
+    encoder.select = None
+    chosen = select_samples(2, support.x, support)
+    wanted = reg(learner, tr.TaskBatch(chosen, batch.query)).embeddings
+    contracts.close(found, wanted, 1e-12)
+    assert (found - reg(learner, batch).embeddings).abs().max() > 1e-3
 
 
 @pytest.mark.unchecked
 def test_options_are_checked() -> None:
-    encoder = tr.InputEncoder(None, dim=2)
     for wrong in (0, 0.0, 1.5, -1, True, "half"):
-        with pytest.raises(ValueError, match=r"select must be a share in \(0.0, 1.0\].*, got "):
-            tr.TRLearner(encoder, select=wrong)
-    with pytest.raises(
-        ValueError, match="select=0.5 chooses.* but UpdateEncoder looks at none. Use InputEncoder"
-    ):
-        tr.TRLearner(tr.UpdateEncoder(4), select=0.5)
+        for encoder in (tr.InputEncoder, tr.LabelledEncoder):
+            with pytest.raises(ValueError, match=r"select must be a share in \(0.0, 1.0\].*, got "):
+                encoder(None, dim=2, select=wrong)
     batch, learner = (
         contracts.regression_batch(),
         contracts.learner("maml", contracts.net(), "batched"),
     )
-    reg = tr.TRLearner(encoder, select=lambda features, support: features[..., 0] > 0).double()
+    encoder = tr.InputEncoder(None, dim=2, select=lambda features, support: features[..., 0] > 0)
+    reg = tr.TRLearner(encoder).double()
     with pytest.raises(ValueError, match=r"select must return positions .*, got torch.bool"):
         reg(learner, batch)

@@ -2,7 +2,6 @@
 
 from typing import Protocol, runtime_checkable
 
-import pytest
 from torch import nn
 
 import trlearner as tr
@@ -33,9 +32,3 @@ def test_our_modules_are_what_the_protocols_ask_for():
     assert isinstance(encoder, HasExtractor) and not isinstance(tr.UpdateEncoder(2), HasExtractor)
     assert isinstance(reg, collect.Regularizer)
     assert isinstance(tr.MAML(nn.Linear(1, 1), lr=0.1, steps=1), HasModel)
-
-
-@pytest.mark.unchecked
-def test_samples_can_be_selected_for_an_encoder_with_an_extractor():
-    encoder = tr.InputEncoder(nn.Linear(1, 2), dim=2)
-    assert tr.TRLearner(encoder, select=0.5).select == 0.5

@@ -80,7 +80,7 @@ def draw(number: int, single: bool = False) -> Case:
     encoder = random.choice(["input", "labelled", "update", "function"])
     if encoder == "update" and learner == "protonet":
         encoder = "input"
-    return Case(
+    case = Case(
         number=number,
         model=model,
         targets=targets,
@@ -96,6 +96,9 @@ def draw(number: int, single: bool = False) -> Case:
         encoding=_encoder_options(random, encoder),
         regularizer=_options(random, learner, encoder, targets, single),
     )
+    if encoder in ("input", "labelled"):
+        case.encoding["select"] = random.choice([None, None, 2, 0.5])
+    return case
 
 
 def _learner_options(random: Random, learner: str, single: bool) -> dict[str, Any]:
@@ -144,7 +147,6 @@ def _options(
         "queries": random.choice([1.0, 1.0, 0.5]),
         "head": "head" if learner != "protonet" and random.random() < 0.2 else None,
         "chunk_size": random.choice([None, None, 1, 2, None if single else "auto"]),
-        "select": random.choice([None, None, 2, 0.5]) if pools else None,
     }
     if not pools or targets not in CLASSES:
         options["align"] = "none"

@@ -18,7 +18,7 @@ SIMPLE: dict[str, Any] = {
 }
 SIMPLE_OPTIONS: dict[str, dict[str, Any]] = {
     "options": {"lr": 0.1, "steps": 1, "first_order": False, "per": "element", "per_step": False},
-    "encoding": {"detach": False, "metadata": "support", "lazy": False},
+    "encoding": {"detach": False, "metadata": "support", "lazy": False, "select": None},
     "regularizer": {
         "lam": 0.7,
         "heads": 1,
@@ -28,7 +28,6 @@ SIMPLE_OPTIONS: dict[str, dict[str, Any]] = {
         "queries": 1.0,
         "head": None,
         "chunk_size": None,
-        "select": None,
     },
 }
 

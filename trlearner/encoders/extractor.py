@@ -14,6 +14,7 @@ from trlearner.coupling import examine, examined
 from trlearner.engines.adapted import Models
 from trlearner.head import HasModel
 from trlearner.learners.protocol import MODEL
+from trlearner.sampler.select import Select, select_samples
 from trlearner.samples import Samples
 from trlearner.seam import TaskLearner
 from trlearner.types import SeesParts, State
@@ -146,6 +147,23 @@ class Extractor(nn.Module):
         """
         own = {} if self.plain else functional.below("extractor." + MODULE, state)
         return self.run(models.learner, models.state, own, x, mask)
+
+    def select(
+        self, select: Select | None, models: Models, state: State, support: Samples
+    ) -> Samples:
+        """The most telling samples of every task by their features; see `select_samples`.
+
+        Args:
+            select: Which; ``None`` for all.
+            models: As in `features`.
+            state: As in `features`.
+            support: The samples.
+        """
+        if select is None:
+            return support
+        with torch.no_grad():
+            features = self.features(models, state, support.x, support.mask)
+            return select_samples(select, features, support)
 
     def run(
         self,

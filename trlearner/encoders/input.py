@@ -13,6 +13,7 @@ from trlearner.encoders.extractor import Extractor
 from trlearner.encoders.protocol import Encoder, check_width
 from trlearner.engines.adapted import Models
 from trlearner.prototype import batch_prototypes
+from trlearner.sampler.select import Select, check_select
 from trlearner.types import State
 
 
@@ -29,6 +30,8 @@ class InputEncoder(Encoder):
         detach: Train g by nothing that the relations want.
         own: Make g a part of the regularizer: trained, saved and moved with it. Leave it out where g is a
             part of the learner's model, of a model that your own loop trains, or frozen.
+        select: Look only at the most telling of a task's support samples: a share of them (``0.5``), a
+            number (``5``), or those at ``select(features, support)``.
 
     Example:
         >>> encoder = InputEncoder(nn.Linear(2, 8), dim=8, own=True)
@@ -43,20 +46,24 @@ class InputEncoder(Encoder):
         metadata: Literal["support", "all"] = "support",
         detach: bool = False,
         own: bool = False,
+        select: Select | None = None,
     ) -> None:
         super().__init__()
         if metadata not in ("support", "all"):
             raise ValueError(f"metadata must be 'support' or 'all', got {metadata!r}.")
         check_whole("dim", dim)
         check_flag("detach", detach)
+        check_select(select)
         self.dim = dim
         self.extractor = Extractor(extractor, own)
         self.metadata = metadata
         self.detach = detach
+        self.select = select
 
     def encode(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """The mean feature of every task: ``[tasks, dim]``."""
-        sets = [batch.support] if self.metadata == "support" else [batch.support, batch.query]
+        support = self.extractor.select(self.select, models, state, batch.support)
+        sets = [support] if self.metadata == "support" else [support, batch.query]
         sums, counts = [], []
         for samples in sets:
             features = self.extractor.features(models, state, samples.x, samples.mask)

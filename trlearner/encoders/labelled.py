@@ -15,6 +15,7 @@ from trlearner.engines.adapted import Models
 from trlearner.functional import random_state_kept
 from trlearner.learners.protocol import Learner
 from trlearner.prototype import batch_prototypes
+from trlearner.sampler.select import Select, check_select
 from trlearner.samples import Samples
 from trlearner.types import State
 
@@ -35,6 +36,8 @@ class LabelledEncoder(Encoder):
         detach: Train g by nothing that the relations want.
         own: Make g a part of the regularizer: trained, saved and moved with it. Leave it out where g is a
             part of the learner's model, of a model that your own loop trains, or frozen.
+        select: Look only at the most telling of a task's support samples: a share of them (``0.5``), a
+            number (``5``), or those at ``select(features, support)``.
 
     Example:
         >>> LabelledEncoder(None, dim=16, features=1, targets=1).of_features
@@ -50,6 +53,7 @@ class LabelledEncoder(Encoder):
         hidden: int = 64,
         detach: bool = False,
         own: bool = False,
+        select: Select | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("hidden", hidden)):
@@ -57,9 +61,11 @@ class LabelledEncoder(Encoder):
         for name, width in (("features", features), ("targets", targets)):
             check_whole(name, width, optional=True)
         check_flag("detach", detach)
+        check_select(select)
         self.dim = dim
         self.extractor = Extractor(extractor, own)
         self.detach = detach
+        self.select = select
         self.of_features = (
             nn.LazyLinear(hidden) if features is None else nn.Linear(features, hidden)
         )
@@ -85,7 +91,7 @@ class LabelledEncoder(Encoder):
 
     def encode(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """The set encoding of every task: ``[tasks, dim]``."""
-        support = batch.support
+        support = self.extractor.select(self.select, models, state, batch.support)
         features = self._features(models, state, support)
         width = state["of_features.weight"].shape[1]
         if features.shape[-1] != width:

@@ -20,6 +20,21 @@ ROUND = 2**16
 """Leverages are told apart to one part in so many; the earlier of two that are alike comes first."""
 
 
+def check_select(select: Select | None) -> None:
+    """Refuse what selects no samples.
+
+    Raises:
+        ValueError: Saying what does.
+    """
+    share = isinstance(select, float) and 0 < select <= 1
+    count = isinstance(select, int) and not isinstance(select, bool) and select >= 1
+    if not (select is None or share or count or callable(select)):
+        raise ValueError(
+            "select must be a share in (0.0, 1.0] of each task's support samples, a number of them, a "
+            f"function (features, support) -> positions, or None, got {select!r}."
+        )
+
+
 def select_samples(
     select: Select, features: Float[Tensor, "tasks samples features"], support: Samples
 ) -> Samples:
