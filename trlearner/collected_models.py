@@ -51,7 +51,9 @@ class CollectedModels:
 
     Example:
         >>> models = CollectedModels([lambda x: x, lambda x: 2 * x], together=True)
-        >>> models.cross(Embedded(torch.ones(2, 3, 1), None)).shape
+        >>> with torch.no_grad():
+        ...     answers = models.cross(Embedded(torch.ones(2, 3, 1), None))
+        >>> answers.shape
         torch.Size([2, 2, 3, 1])
     """
 
