@@ -117,6 +117,25 @@ def prototype_logits(g: Function, means: Tensor, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def bayes_weights(h: Tensor, y: Tensor, W0: Tensor, C: Tensor, noise: Tensor) -> Tensor:
+    """W = P^-1 (Q W0 + sum_s p_s y_s^T / noise), P = Q + sum_s p_s p_s^T / noise.
+
+    Q = (C C^T)^-1 is the prior's precision, p_s = (h_s, 1).
+    """
+    Q = torch.linalg.inv(C @ C.T)
+    precision, weighted = Q, Q @ W0
+    for h_s, y_s in zip(h, y, strict=True):
+        p_s = torch.cat([h_s, torch.ones(1, dtype=torch.float64)])
+        precision = precision + torch.outer(p_s, p_s) / noise
+        weighted = weighted + torch.outer(p_s, y_s) / noise
+    return torch.linalg.inv(precision) @ weighted
+
+
+def affine(h: Tensor, W: Tensor) -> Tensor:
+    """W^T (h_s, 1), sample by sample."""
+    return torch.stack([W[:-1].T @ h_s + W[-1] for h_s in h])
+
+
 def cosine(u: Tensor, v: Tensor) -> Tensor:
     """sum_d u_d v_d * rsqrt(u.u + eps^2) * rsqrt(v.v + eps^2)."""
     uv, uu, vv = (u * v).sum(), (u * u).sum(), (v * v).sum()

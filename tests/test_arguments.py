@@ -160,6 +160,12 @@ CASES: dict[str, Case] = {
         tr.ProtoNet, lambda: {"extractor": net()}, {"extractor": "module", "engine": "choice"},
         {"extractor": "extractor|model"},
     ),
+    "BayesHead": Case(
+        tr.BayesHead, lambda: {"extractor": net()},
+        {"extractor": "module", "dim": "count", "outputs": "count", "ways": optional("count"),
+         "engine": "choice"},
+        {"extractor": "extractor|model"},
+    ),
     "adapt": Case(
         lambda **k: learner().adapt(**k), lambda: {"support": pair(3, 4), "loss_fn": mse_loss},
         {"support": "pair", "loss_fn": "function", "steps": optional("whole")},

@@ -60,7 +60,7 @@ ORDERS = ["learner first", "encoder first"]
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("kind", ["maml", "metasgd", "anil", "tnet", "protonet"])
+@pytest.mark.parametrize("kind", ["maml", "metasgd", "anil", "tnet", "protonet", "bayes"])
 def test_a_part_of_the_model_is_never_registered(order: str, kind: str):
     model = Net()
     learners = {
@@ -69,6 +69,7 @@ def test_a_part_of_the_model_is_never_registered(order: str, kind: str):
         "anil": lambda: tr.ANIL(model, head="head"),
         "tnet": lambda: tr.TNet(model),
         "protonet": lambda: tr.ProtoNet(model),
+        "bayes": lambda: tr.BayesHead(model, dim=1),
     }
     _, encoder = make(order, learners[kind], lambda: tr.InputEncoder(model.features, dim=4))
     reg = tr.TRLearner(encoder=encoder)
