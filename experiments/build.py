@@ -56,12 +56,24 @@ def make_learner(config: Config, problem: Problem, engine: str) -> tr.Learner:
     options: dict[str, Any] = {"lr": config.inner_lr, "steps": config.inner_steps, "engine": engine}
     if config.learner == "protonet":
         return tr.ProtoNet(problem.features(network) or network, engine=engine)
+    if config.learner == "bayes-head":
+        return _bayes_head(config, problem, network, engine)
     if config.learner == "fomaml":
         return tr.MAML(network, first_order=True, **options)
     if config.learner == "anil":
         return tr.ANIL(network, head=problem.head, **options)
     learners: Mapping[str, Any] = {"maml": tr.MAML, "metasgd": tr.MetaSGD, "tnet": tr.TNet}
     return learners[config.learner](network, **options)
+
+
+def _bayes_head(config: Config, problem: Problem, network: nn.Module, engine: str) -> tr.BayesHead:
+    """A closed-form head in place of the network's own."""
+    head = network.get_submodule(problem.head)
+    assert isinstance(head, nn.Linear)  # as all networks of the experiments have
+    setattr(network, problem.head, nn.Identity())
+    if problem.loss_fn is nn.functional.cross_entropy:
+        return tr.BayesHead(network, head.in_features, ways=config.ways, engine=engine)
+    return tr.BayesHead(network, head.in_features, head.out_features, engine=engine)
 
 
 def make_regularizer(

@@ -92,7 +92,7 @@ class Config:
     """
 
     problem: str
-    learner: Literal["maml", "fomaml", "metasgd", "anil", "tnet", "protonet"] = "maml"
+    learner: Literal["maml", "fomaml", "metasgd", "anil", "tnet", "protonet", "bayes-head"] = "maml"
     lam: float = 0.1
     seed: int = 0
     steps: int = 2000

@@ -20,6 +20,7 @@ NAMES = {
     "anil": "ANIL",
     "tnet": "T-Net",
     "protonet": "ProtoNet",
+    "bayes-head": "BayesHead",
     "mse": "MSE",
     "r2": "R²",
 }

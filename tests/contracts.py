@@ -18,6 +18,9 @@ from trlearner.engines.adapted import Adapted
 EAGER = ("higher", "loop", "channels_last", "batched")
 ENGINES = (*EAGER, "traced")
 LEARNERS = ("maml", "metasgd", "anil", "tnet")
+CLASSIFIERS = ("protonet", "bayes classes")
+SOLVED = (*CLASSIFIERS, "bayes")
+"""Learners that take no inner steps."""
 ENCODERS = ("input", "labelled", "update", "function")
 
 
@@ -80,10 +83,23 @@ def learner(name: str, model: nn.Module, engine: str, **options: object) -> tr.L
     options = {"lr": 0.3, "steps": 2, "engine": engine, **options}
     if name == "protonet":
         return tr.ProtoNet(model, engine=engine)
+    if name in ("bayes", "bayes classes"):
+        return bayes_head(model, engine, OUTPUTS if name == "bayes classes" else None)
     if name == "anil":
         return tr.ANIL(model, head="head", **options)
     made = {"maml": tr.MAML, "metasgd": tr.MetaSGD, "tnet": tr.TNet}[name](model, **options)
     made.double()
+    g = torch.Generator().manual_seed(1)
+    for key, p in made.named_parameters():
+        if not key.startswith("model."):
+            p.data += 0.1 * torch.randn(p.shape, generator=g, dtype=p.dtype)
+    return made
+
+
+def bayes_head(model: nn.Module, engine: str, ways: int | None = None) -> tr.BayesHead:
+    """On what the network returns; its prior is neither zero nor the identity."""
+    outputs = OUTPUTS if ways is None else 1
+    made = tr.BayesHead(model, OUTPUTS, outputs, ways, engine=engine).double()
     g = torch.Generator().manual_seed(1)
     for key, p in made.named_parameters():
         if not key.startswith("model."):
@@ -209,6 +225,24 @@ def learner_by_formula(
             lambda means, x: reference.prototype_logits(extract, means, x),
             body,
         )
+    if name in ("bayes", "bayes classes"):
+        C, noise, prior = made.prior_factor, made.log_noise.exp(), torch.zeros(OUTPUTS + 1, OUTPUTS)
+        prior, scale = prior.double(), 1.0
+        if name == "bayes":
+            prior = made.prior_mean
+        else:
+            scale = made.log_scale.exp()
+
+        def solved(support: reference.Pair) -> dict[str, Tensor]:
+            x, y = support
+            targets = y if name == "bayes" else torch.eye(OUTPUTS).double()[y]
+            head = reference.bayes_weights(reference.mlp(params, x), targets, prior, C, noise)
+            return {"head": head}
+
+        def read(adapted: dict[str, Tensor], x: Tensor) -> Tensor:
+            return scale * reference.affine(reference.mlp(params, x), adapted["head"])
+
+        return solved, read, body
     predict = reference.mlp
     names = list(params)
     g = body

@@ -117,6 +117,25 @@ def prototype_logits(g: Function, means: Tensor, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def bayes_weights(h: Tensor, y: Tensor, W0: Tensor, C: Tensor, noise: Tensor) -> Tensor:
+    """W = P^-1 (Q W0 + sum_s p_s y_s^T / noise), P = Q + sum_s p_s p_s^T / noise.
+
+    Q = (C C^T)^-1 is the prior's precision, p_s = (h_s, 1).
+    """
+    Q = torch.linalg.inv(C @ C.T)
+    precision, weighted = Q, Q @ W0
+    for h_s, y_s in zip(h, y, strict=True):
+        p_s = torch.cat([h_s, torch.ones(1, dtype=torch.float64)])
+        precision = precision + torch.outer(p_s, p_s) / noise
+        weighted = weighted + torch.outer(p_s, y_s) / noise
+    return torch.linalg.inv(precision) @ weighted
+
+
+def affine(h: Tensor, W: Tensor) -> Tensor:
+    """W^T (h_s, 1), sample by sample."""
+    return torch.stack([W[:-1].T @ h_s + W[-1] for h_s in h])
+
+
 def cosine(u: Tensor, v: Tensor) -> Tensor:
     """sum_d u_d v_d * rsqrt(u.u + eps^2) * rsqrt(v.v + eps^2)."""
     uv, uu, vv = (u * v).sum(), (u * u).sum(), (v * v).sum()
@@ -404,6 +423,89 @@ def update_embedding(
 def function_embedding(predict: Function, probe: Tensor) -> Tensor:
     """e = (f_i(p_1), f_i(p_2), ...), each flattened."""
     return torch.cat([predict(probe[k : k + 1]).reshape(-1) for k in range(len(probe))])
+
+
+# ---- remembered models as Gaussians ---------------------------------------------------------------
+
+
+def nearest_models(said: Sequence[Tensor], y: Tensor, K: int) -> list[int]:
+    """The K models j with the least sum_so (F_jso - y_so)^2; the smaller j wins a tie."""
+    errors = [float(((F_j - y) ** 2).sum().detach()) for F_j in said]
+    return sorted(range(len(said)), key=lambda j: (errors[j], j))[:K]
+
+
+def models_covariance(a: Sequence[Tensor], b: Sequence[Tensor], h: float) -> Tensor:
+    """C_xz = h^2/K sum_j (a_jx - mean_j a_jx) (b_jz - mean_j b_jz)."""
+    rows = []
+    for x in range(len(a[0])):
+        row = []
+        for z in range(len(b[0])):
+            left, right = mean([t[x] for t in a]), mean([t[z] for t in b])
+            row.append(
+                h**2 * mean([(s[x] - left) * (t[z] - right) for s, t in zip(a, b, strict=True)])
+            )
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def remembered(
+    F: Sequence[Tensor],
+    f: Sequence[Tensor],
+    y: Tensor,
+    h: float,
+    noise: float,
+    priors: Pair | None = None,
+    kernels: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mixture over j of Gaussian processes N(f_j, C) given y: its weights, mean and variance.
+
+    One output: F_j [shots] and f_j [queries]. Weights are the densities N(y; F_j, A), A = C + noise I;
+    means are f_j + C_xX A^-1 (y - F_j); the variance is E[var] + var[E]. Priors (support, queries) are a
+    single mean in place of the f_j. Kernels b k are added to C: on the support, queries x support, and of
+    each query with itself.
+    """
+    S, Q = len(y), len(f[0]) if f else len(priors[1])
+    zero = torch.zeros((), dtype=torch.float64)
+    if F:
+        on_support, across = models_covariance(F, F, h), models_covariance(f, F, h)
+        itself = [
+            models_covariance([t[q : q + 1] for t in f], [t[q : q + 1] for t in f], h)[0, 0]
+            for q in range(Q)
+        ]
+    else:
+        on_support, across, itself = zero.expand(S, S), zero.expand(Q, S), [zero] * Q
+    if kernels is not None:
+        on_support, across = on_support + kernels[0], across + kernels[1]
+        itself = [itself[q] + kernels[2][q] for q in range(Q)]
+    A = on_support + noise * torch.eye(S, dtype=torch.float64)
+    inverse = torch.linalg.inv(A)
+    centres = list(zip(F, f, strict=True)) if priors is None else [priors]
+    logs = []
+    for centre, _ in centres:
+        gap = y - centre
+        logs.append(-0.5 * (S * math.log(2 * math.pi) + torch.logdet(A) + gap @ inverse @ gap))
+    shift = max(float(log.detach()) for log in logs)
+    densities = [torch.exp(log - shift) for log in logs]
+    weights = [density / sum(densities) for density in densities]
+    means, variances = [], []
+    for q in range(Q):
+        each = [
+            on_queries[q] + across[q] @ inverse @ (y - centre) for centre, on_queries in centres
+        ]
+        middle = sum(w * g for w, g in zip(weights, each, strict=True))
+        between = sum(w * (g - middle) ** 2 for w, g in zip(weights, each, strict=True))
+        means.append(middle)
+        variances.append(itself[q] - across[q] @ inverse @ across[q] + between)
+    return torch.stack(weights), torch.stack(means), torch.stack(variances)
+
+
+def remembered_coefficients(
+    F: Sequence[Tensor], y: Tensor, m: Tensor, w: Sequence[Tensor], A: Tensor, h: float
+) -> Tensor:
+    """c_j = w_j + h^2/K (F_j - mean_k F_k) . A^-1 (y - m)."""
+    residual = torch.linalg.solve(A, y - m)
+    middle = mean(F)
+    return torch.stack([w[j] + h**2 / len(F) * ((F[j] - middle) @ residual) for j in range(len(F))])
 
 
 # ---- derivatives --------------------------------------------------------------------------------

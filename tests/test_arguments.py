@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import trlearner as tr
+from trlearner.gaussian import best_models, gaussian_posterior, posterior_mean, posterior_variance
 from trlearner.sampler.registry import SCORES
 
 pytestmark = [pytest.mark.unchecked, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -142,6 +143,8 @@ def added(**given: Any) -> None:
     reg().collect().add_task(**{**defaults, **given})
 
 
+SAID = {"predictions": torch.rand(3, 4, 5), "labels": torch.rand(3, 5)}
+
 CASES: dict[str, Case] = {
     "MAML": Case(tr.MAML, lambda: {"model": net()}, {"model": "module", **LEARNER}),
     "MetaSGD": Case(
@@ -155,6 +158,12 @@ CASES: dict[str, Case] = {
     "TNet": Case(tr.TNet, lambda: {"model": net()}, {"model": "module", **LEARNER}),
     "ProtoNet": Case(
         tr.ProtoNet, lambda: {"extractor": net()}, {"extractor": "module", "engine": "choice"},
+        {"extractor": "extractor|model"},
+    ),
+    "BayesHead": Case(
+        tr.BayesHead, lambda: {"extractor": net()},
+        {"extractor": "module", "dim": "count", "outputs": "count", "ways": optional("count"),
+         "engine": "choice"},
         {"extractor": "extractor|model"},
     ),
     "adapt": Case(
@@ -267,6 +276,28 @@ CASES: dict[str, Case] = {
         {"prototypes": "tensor", "temperature": "positive", "iterations": "count"},
     ),
     "hungarian": Case(tr.hungarian, lambda: {"prototypes": torch.rand(3, 2, 2)}, {"prototypes": "tensor"}),
+    "best_models": Case(
+        best_models, lambda: {**SAID, "neighbours": 2},
+        {"predictions": "tensor", "labels": "tensor", "neighbours": "whole", "mask": optional("tensor")},
+    ),
+    "gaussian_posterior": Case(
+        gaussian_posterior, lambda: {**SAID, "noise": 0.1},
+        {"predictions": "tensor", "labels": "tensor", "noise": "positive", "spread": "number",
+         "neighbours": "count", "mask": optional("tensor"), "prior": optional("tensor"),
+         "kernel": optional("tensor")},
+    ),
+    "posterior_mean": Case(
+        posterior_mean,
+        lambda: {"posterior": gaussian_posterior(**SAID, noise=0.1), "predictions": torch.rand(3, 4, 6)},
+        {"posterior": "instance", "predictions": "tensor", "prior": optional("tensor"),
+         "kernel": optional("tensor")},
+    ),
+    "posterior_variance": Case(
+        posterior_variance,
+        lambda: {"posterior": gaussian_posterior(**SAID, noise=0.1), "predictions": torch.rand(3, 4, 6)},
+        {"posterior": "instance", "predictions": "tensor", "kernel": optional("tensor"),
+         "kernel_itself": optional("tensor"), "of_labels": "flag"},
+    ),
     "UniformTaskSampler": Case(
         tr.UniformTaskSampler, lambda: {"task_ids": range(4), "batch_size": 2}, SAMPLER
     ),

@@ -343,16 +343,16 @@ def test_autocast_is_traced_anew(builds: list[str]) -> None:
 @pytest.mark.full
 def test_adaptation_for_evaluation_runs_as_a_graph(builds: list[str]) -> None:
     batch = contracts.regression_batch()
-    for name in ("maml", "metasgd", "anil", "tnet", "protonet"):
-        tasks = contracts.class_batch() if name == "protonet" else batch
-        loss = cross_entropy if name == "protonet" else mse_loss
+    for name in (*contracts.LEARNERS, *contracts.SOLVED):
+        tasks = contracts.class_batch() if name in contracts.CLASSIFIERS else batch
+        loss = cross_entropy if name in contracts.CLASSIFIERS else mse_loss
         learner, twin = traced(name), contracts.learner(name, contracts.net(), "batched")
         with torch.no_grad():
             adapted, expected = (one.adapt(tasks.support, loss) for one in (learner, twin))
         assert adapted.engine == "traced"
         close(adapted(tasks.query), expected(tasks.query))
         assert not adapted(tasks.query).requires_grad
-    assert len(builds) == 5
+    assert len(builds) == 7
 
 
 def test_other_steps_or_another_loss_adapt_anew() -> None:

@@ -8,7 +8,7 @@ import torch
 import contracts
 import reference
 import trlearner as tr
-from contracts import ENGINES, HIDDEN, INPUTS, LEARNERS, OUTPUTS, close, later
+from contracts import CLASSIFIERS, ENGINES, HIDDEN, INPUTS, LEARNERS, OUTPUTS, close, later
 from trlearner import rows
 
 TIGHT = 1e-9
@@ -86,7 +86,7 @@ def test_classification_equals_reference(engine: str, encoder: str, align: str) 
     if align == "hungarian" and engine == "traced":
         pytest.skip("a permutation found by an algorithm is no part of a graph; see the error test")
     model, batch = contracts.net(), contracts.class_batch()
-    for name in ("protonet", "maml"):
+    for name in (*CLASSIFIERS, "maml"):
         learner = contracts.learner(name, model, engine)
         made = tr.InputEncoder(model.body, dim=HIDDEN) if encoder == "input" else labelled()
         reg = regularizer(made, loss_fn=contracts.cross_entropy, align=align)
@@ -173,10 +173,12 @@ def test_first_order_gradient_is_that_of_frozen_inner_gradients(engine: str) -> 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["maml", *later("metasgd", "anil", "tnet", "protonet")])
+@pytest.mark.parametrize(
+    "name", ["maml", *"bayes", *later("metasgd", "anil", "tnet", *CLASSIFIERS)]
+)
 @pytest.mark.parametrize("top_k", [None, *later(2)])
 def test_masks_equal_dropping_the_samples(engine: str, name: str, top_k: int | None) -> None:
-    batch = contracts.class_batch() if name == "protonet" else contracts.regression_batch()
+    batch = contracts.class_batch() if name in CLASSIFIERS else contracts.regression_batch()
     tasks = contracts.tasks_of(batch)
     cut = [
         ((x[: 5 - i // 2], y[: 5 - i // 2]), (u[: 6 - i], v[: 6 - i]))
@@ -187,10 +189,10 @@ def test_masks_equal_dropping_the_samples(engine: str, name: str, top_k: int | N
     assert ragged.query.mask is not None
     model = contracts.net()
     learner = contracts.learner(name, model, engine)
-    loss_fn = contracts.cross_entropy if name == "protonet" else torch.nn.functional.mse_loss
+    loss_fn = contracts.cross_entropy if name in CLASSIFIERS else torch.nn.functional.mse_loss
     reg = regularizer(tr.InputEncoder(model.body, dim=HIDDEN), loss_fn=loss_fn, top_k=top_k)
     out = reg(learner, ragged)
-    kind = "logits" if name == "protonet" else "values"
+    kind = "logits" if name in CLASSIFIERS else "values"
     expected = contracts.truth(name, learner, reg, ragged, kind=kind, top_k=top_k)
     agree(out, expected)
     found, wanted = (contracts.gradients(x.loss, learner, reg) for x in (out, expected))
@@ -199,12 +201,14 @@ def test_masks_equal_dropping_the_samples(engine: str, name: str, top_k: int | N
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["maml", *later("metasgd", "anil", "tnet", "protonet")])
+@pytest.mark.parametrize(
+    "name", ["maml", *"bayes", *later("metasgd", "anil", "tnet", *CLASSIFIERS)]
+)
 def test_test_time_adaptation_keeps_no_graph_and_equals_training(engine: str, name: str) -> None:
     model = contracts.net()
-    batch = contracts.class_batch() if name == "protonet" else contracts.regression_batch()
+    batch = contracts.class_batch() if name in CLASSIFIERS else contracts.regression_batch()
     learner = contracts.learner(name, model, engine)
-    loss_fn = contracts.cross_entropy if name == "protonet" else torch.nn.functional.mse_loss
+    loss_fn = contracts.cross_entropy if name in CLASSIFIERS else torch.nn.functional.mse_loss
     with_graph = learner.adapt(batch.support, loss_fn, steps=7)(batch.query.x)
     with torch.no_grad():
         without = learner.adapt(batch.support, loss_fn, steps=7)(batch.query.x)

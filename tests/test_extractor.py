@@ -365,7 +365,7 @@ def test_the_table_has_these_rows():
 # ---- what is registered -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["maml", "metasgd", "anil", "tnet", "protonet"])
+@pytest.mark.parametrize("kind", ["maml", "metasgd", "anil", "tnet", "protonet", "bayes"])
 @pytest.mark.parametrize("part", ["features", "slice", "all"])
 def test_a_part_of_the_model_is_the_learners(kind: str, part: str):
     model = Net(nn.BatchNorm1d(4))
@@ -377,6 +377,7 @@ def test_a_part_of_the_model_is_the_learners(kind: str, part: str):
         "anil": lambda model: tr.ANIL(model, head="head"),
         "tnet": tr.TNet,
         "protonet": tr.ProtoNet,
+        "bayes": lambda model: tr.BayesHead(model, dim=1),
     }[kind](model)
     extractor = encoder.extractor
     assert names(encoder) == list(encoder.state_dict()) == list(encoder.buffers()) == []

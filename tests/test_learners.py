@@ -12,14 +12,14 @@ from torch.nn.utils import prune
 import contracts
 import reference
 import trlearner as tr
-from contracts import BATCHED_FIRST, EAGER, ENGINES, LEARNERS, close
+from contracts import BATCHED_FIRST, CLASSIFIERS, EAGER, ENGINES, LEARNERS, SOLVED, close
 
-ALL = [*LEARNERS, "protonet"]
+ALL = [*LEARNERS, *SOLVED]
 EXACT = 1e-12
 
 
 def problem(name: str) -> tuple[nn.Module, tr.TaskBatch, tr.types.LossFn]:
-    if name == "protonet":
+    if name in CLASSIFIERS:
         return contracts.net(), contracts.class_batch(), contracts.cross_entropy
     return contracts.net(), contracts.regression_batch(), mse_loss
 

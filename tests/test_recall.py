@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 import contracts
 import reference
 import trlearner as tr
-from contracts import EAGER, LEARNERS, close
+from contracts import CLASSIFIERS, EAGER, LEARNERS, SOLVED, close
 
 EXACT = 1e-12
 OPTIONS = {"share": 0.7, "temperature": 0.4}
@@ -18,7 +18,7 @@ OPTIONS = {"share": 0.7, "temperature": 0.4}
 
 def problem(name: str) -> tuple[tr.TaskBatch, tr.TaskBatch, tr.types.LossFn, str]:
     """Known tasks, new ones, a loss and what is mixed."""
-    if name == "protonet":
+    if name in CLASSIFIERS:
         known, new = contracts.class_batch(1, tasks=5), contracts.class_batch(2)
         return known, new, contracts.cross_entropy, "logits"
     return contracts.regression_batch(1, tasks=5), contracts.regression_batch(2), mse_loss, "values"
@@ -40,7 +40,7 @@ def memory_of(
 @pytest.mark.full
 @pytest.mark.parametrize("top_k", [1, 3, 30])
 @pytest.mark.parametrize("engine", EAGER)
-@pytest.mark.parametrize("name", [*LEARNERS, "protonet"])
+@pytest.mark.parametrize("name", [*LEARNERS, *SOLVED])
 def test_answers_are_the_formula(name: str, engine: str, top_k: int) -> None:
     known, new, loss_fn, kind = problem(name)
     learner = contracts.learner(name, contracts.net(), engine)

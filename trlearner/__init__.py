@@ -13,6 +13,7 @@ from trlearner.encoders.protocol import Encoder
 from trlearner.encoders.update import UpdateEncoder
 from trlearner.engines.adapted import Adapted
 from trlearner.learners.anil import ANIL
+from trlearner.learners.bayes_head import BayesHead
 from trlearner.learners.maml import MAML
 from trlearner.learners.metasgd import MetaSGD
 from trlearner.learners.protocol import GradientLearner, Learner
@@ -38,6 +39,7 @@ __all__ = [
     "MAML",
     "Adapted",
     "AdaptiveTaskSampler",
+    "BayesHead",
     "Diagnosis",
     "Encoder",
     "Evidence",
