@@ -106,7 +106,7 @@ def reg() -> tr.TRLearner:
 
 def memory() -> tr.TaskMemory:
     made = tr.TaskMemory(learner())
-    made.remember(batch())
+    made.remember(batch(), held_out=0.0)  # labels are noise: no model would be worth remembering
     return made
 
 
@@ -341,18 +341,33 @@ CASES: dict[str, Case] = {
     ),
     "TaskMemory": Case(
         tr.TaskMemory, lambda: {"learner": learner()},
-        {"learner": "instance", "loss_fn": "function", "share": "part", "temperature": "positive",
+        {"learner": optional("instance"), "loss_fn": "function", "rule": "choice",
+         "kernel": optional("function"), "neighbours": "count", "spread": "number",
+         "noise": optional("positive"), "share": optional("part"), "temperature": "positive",
          "mixture": "choice", "top_k": "count", "chunk_size": "count"},
     ),
     "remember": Case(
-        lambda **k: tr.TaskMemory(learner()).remember(**k), lambda: {"tasks": batch()},
-        {"tasks": "pair", "steps": optional("whole")}, {"tasks": "tasks|x must"},
+        lambda **k: tr.TaskMemory(learner()).remember(**{"held_out": 0.0, **k}), lambda: {"tasks": batch()},
+        {"tasks": "pair", "steps": optional("whole"), "held_out": "share below 1"},
+        {"tasks": "tasks|x must"},
     ),
-    "tune": Case(lambda **k: memory().tune(**k), lambda: {"tasks": batch()}, {"tasks": "instance"}),
+    "remember_models": Case(
+        lambda **k: tr.TaskMemory().remember_models(**k),
+        lambda: {"models": [net()] * 3},
+        {"models": "models", "tasks": optional("pair"), "together": "flag"}, {"tasks": "tasks|x must"},
+    ),
+    "tune": Case(
+        lambda **k: memory().tune(**k), lambda: {"tasks": batch()},
+        {"tasks": optional("instance"), "shots": optional("count"), "own": "own models"},
+    ),
     "recall": Case(
         lambda **k: memory().adapt(**k), lambda: {"support": pair(3, 4)},
-        {"support": "pair", "loss_fn": optional("function"), "steps": optional("whole")},
+        {"support": "pair", "loss_fn": optional("function"), "steps": optional("whole"), "own": "own models"},
         {"support": "support|x must"},
+    ),
+    "recalled": Case(
+        lambda **k: memory().adapt(pair(3, 4))(**k), lambda: {"x": pair(3, 4)[0]},
+        {"x": "tensor", "mask": optional("tensor"), "std": "flag"},
     ),
     "RelationMonitor": Case(
         tr.RelationMonitor, lambda: {"writer": Writer()},
@@ -382,6 +397,9 @@ WRONG |= {
     "scores": {"none": None, "number": 3, "text": "diversity", "empty": [], "unknown": ["no"],
                "unhashable": [[]], "twice": ["entropy", "entropy"]},
     "held out": {"number": 3, "text": "x", "list": [], "tensor": torch.zeros(2)},
+    "share below 1": {**NOT_NUMBERS, "negative": -0.1, "above": 0.95, "nan": NAN},
+    "models": {**OTHERS, "one": abs, "of numbers": [1, 2, 3]},
+    "own models": {"number": 3, "text": "x", "list": [], "two": [abs, abs]},
     "known": {"number": 3, "text": "x", "list": [], "tensor": torch.zeros(2)},
 }  # fmt: skip
 

@@ -17,9 +17,9 @@ def memory(tasks: int = 4, **options: object) -> tr.TaskMemory:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         learner = tr.MAML(nn.Linear(1, 1), lr=0.1, steps=2)
-    made = tr.TaskMemory(learner, **options)
+    made = tr.TaskMemory(learner, rule="softmax", **{"share": 0.5, **options})
     if tasks:
-        made.remember(lines(tasks))
+        made.remember(lines(tasks), steps=2, held_out=0.0)
     return made
 
 
@@ -43,7 +43,11 @@ NAN = torch.tensor([[[1.0]], [[float("nan")]], [[1.0]], [[float("inf")]]])
             ValueError,
             r"must have the parts .* but \['share'\] are missing. Pass what memory.state_dict",
         ),
-        (lambda state: {}, ValueError, r"\['fast', 'state', 'share', 'temperature'\] are missing"),
+        (
+            lambda state: {},
+            ValueError,
+            r"\['fast', 'state', 'labels', 'rule', 'share', .*\] are missing",
+        ),
         (lambda state: {**state, "fast": 1}, TypeError, r"state\['fast'\] .* by name, got int"),
         (damaged("state", "model.bias", "b"), TypeError, r"state\['state'\] .* by name, got str"),
         (
@@ -110,7 +114,7 @@ def test_what_is_whole_is_loaded_even_if_empty():
 
 def softmax_answer(kept: tr.TaskMemory, new: tr.TaskBatch) -> Tensor:
     """The rule, model by model."""
-    own, fast, answers = kept.learner.adapt(new.support, kept.loss_fn), kept._fast, []
+    own, fast, answers = kept.learner.adapt(new.support, kept.loss_fn), kept._kept.fast, []
     for i in range(len(new)):
         (x, y), (xq, _) = new.support.real(i), new.query.real(i)
         models = list(zip(fast["model.weight"], fast["model.bias"], strict=True))

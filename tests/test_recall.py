@@ -1,4 +1,4 @@
-"""`TaskMemory` against the formula, and what it refuses."""
+"""`TaskMemory` by the softmax rule against the formula, and what it refuses."""
 
 import io
 
@@ -14,6 +14,8 @@ from contracts import CLASSIFIERS, EAGER, LEARNERS, SOLVED, close
 
 EXACT = 1e-12
 OPTIONS = {"share": 0.7, "temperature": 0.4}
+PLAIN = {"steps": 2, "held_out": 0.0}
+"""As the formulas have it: every model takes the learners' steps."""
 
 
 def problem(name: str) -> tuple[tr.TaskBatch, tr.TaskBatch, tr.types.LossFn, str]:
@@ -32,8 +34,8 @@ def everything(batch: tr.TaskBatch, i: int) -> reference.Pair:
 def memory_of(
     learner: tr.Learner, known: tr.TaskBatch, loss_fn: tr.types.LossFn, **options: object
 ) -> tr.TaskMemory:
-    memory = tr.TaskMemory(learner, loss_fn, **{**OPTIONS, **options})
-    memory.remember(known)
+    memory = tr.TaskMemory(learner, loss_fn, rule="softmax", **{**OPTIONS, **options})
+    memory.remember(known, **PLAIN)
     return memory
 
 
@@ -104,7 +106,7 @@ def waves(tasks: int, seed: int) -> tr.TaskBatch:
 
 def test_tuning_turns_to_others_where_they_help() -> None:
     learner = tr.MAML(nn.Linear(1, 1), lr=0.02, steps=1)
-    memory = tr.TaskMemory(learner)
+    memory = tr.TaskMemory(learner, rule="softmax")
     memory.remember(waves(10, 0), steps=200)
     tuned = memory.tune(waves(20, 1))
     assert (memory.share, tuned.share) == (1.0, 1.0)
@@ -119,7 +121,7 @@ def test_tuning_turns_to_others_where_they_help() -> None:
 def test_tuning_leaves_others_alone_where_they_do_not() -> None:
     """Those that are remembered lie somewhere else altogether."""
     learner = tr.MAML(nn.Linear(1, 1), lr=0.1, steps=30)
-    memory = tr.TaskMemory(learner, share=0.9)
+    memory = tr.TaskMemory(learner, rule="softmax", share=0.9)
     known = waves(10, 0)
     memory.remember(
         known.replace(*(tr.Samples(s.x, s.y + 9) for s in (known.support, known.query)))
@@ -132,7 +134,7 @@ def test_tuning_leaves_others_alone_where_they_do_not() -> None:
 def test_tuning_is_not_confused_by_one_task_that_explodes(size: float) -> None:
     """One task's inputs are large: the learner's own steps lead far away, or beyond all numbers."""
     learner = tr.MAML(nn.Linear(1, 1), lr=0.02, steps=2)
-    memory = tr.TaskMemory(learner)
+    memory = tr.TaskMemory(learner, rule="softmax")
     memory.remember(waves(10, 0), steps=200)
     tasks = waves(20, 1)
     for part in (tasks.support, tasks.query):
@@ -151,7 +153,7 @@ def test_state_goes_through_a_file_that_executes_nothing() -> None:
     file = io.BytesIO()
     torch.save(memory.state_dict(), file)
     file.seek(0)
-    again = tr.TaskMemory(learner, loss_fn)
+    again = tr.TaskMemory(learner, loss_fn, rule="softmax")
     again.load_state_dict(torch.load(file, weights_only=True))
     assert len(again) == len(known)
     assert torch.equal(again.adapt(new.support)(new.query), memory.adapt(new.support)(new.query))
@@ -162,14 +164,14 @@ def test_tasks_that_explode_are_not_remembered() -> None:
     known, new, loss_fn, _ = problem("maml")
     learner = contracts.learner("maml", contracts.net(), "batched")
     broken = torch.where(torch.arange(5)[:, None, None] == 2, 1e300, known.query.y)
-    memory = tr.TaskMemory(learner, loss_fn, **OPTIONS)
+    memory = tr.TaskMemory(learner, loss_fn, rule="softmax", **OPTIONS)
     with pytest.warns(
-        UserWarning, match="adapting to 1 of 5 tasks with steps=9 gave values that are"
+        UserWarning, match="1 of 5 models are not remembered: 1 not finite. Take fewer than steps=9"
     ):
-        memory.remember((known.query.x, broken), steps=9)
+        memory.remember((known.query.x, broken), steps=9, held_out=0.0)
     assert len(memory) == 4
     memory.forget()
-    memory.remember(known.query[[0, 1, 3, 4]], steps=9)
+    memory.remember(known.query[[0, 1, 3, 4]], steps=9, held_out=0.0)
     assert memory.adapt(new.support)(new.query).isfinite().all()
 
 
@@ -182,8 +184,8 @@ def test_where_nobody_explains_a_task_answers_are_its_own() -> None:
 
     strange = new.support.y[1].mean()
     learner = contracts.learner("maml", contracts.net(), "batched")
-    memory = tr.TaskMemory(learner, picky, share=1.0)
-    memory.remember(known)
+    memory = tr.TaskMemory(learner, picky, rule="softmax", share=1.0)
+    memory.remember(known, **PLAIN)
     recalled = memory.adapt(new.support)
     assert recalled.weights[1].sum() == 0
     own = learner.adapt(new.support, picky)(new.query)
@@ -194,9 +196,9 @@ def test_where_nobody_explains_a_task_answers_are_its_own() -> None:
 def test_remembering_twice_adds() -> None:
     known, new, loss_fn, _ = problem("maml")
     learner = contracts.learner("maml", contracts.net(), "batched")
-    memory = tr.TaskMemory(learner, loss_fn, **OPTIONS)
+    memory = tr.TaskMemory(learner, loss_fn, rule="softmax", **OPTIONS)
     for part in (slice(0, 2), slice(2, None)):
-        memory.remember(known[part])
+        memory.remember(known[part], **PLAIN)
     whole = memory_of(learner, known, loss_fn)
     close(memory.adapt(new.support)(new.query), whole.adapt(new.support)(new.query), EXACT)
 
@@ -214,7 +216,7 @@ class Scaled(nn.Linear):
 
 def test_parameters_may_be_single_numbers() -> None:
     x = torch.rand(4, 5, 3)
-    memory = tr.TaskMemory(tr.MAML(Scaled(), lr=0.1, steps=1))
+    memory = tr.TaskMemory(tr.MAML(Scaled(), lr=0.1, steps=1), rule="softmax")
     memory.remember((x, x.sum(2, keepdim=True)))
     assert memory.adapt((x, x.sum(2, keepdim=True)))(x).shape == (4, 5, 1)
 
@@ -247,18 +249,19 @@ def test_questions_have_no_targets() -> None:
 def test_wrong_use_is_told() -> None:
     known, new, loss_fn, _ = problem("maml")
     learner = contracts.learner("maml", contracts.net(), "batched")
-    memory = tr.TaskMemory(learner, loss_fn)
+    memory = tr.TaskMemory(learner, loss_fn, rule="softmax")
     with pytest.raises(ValueError, match=r"memory is empty. Call memory.remember"):
         memory.adapt(new.support)
-    memory.remember(known)
+    memory.remember(known, **PLAIN)
     with pytest.raises(ValueError, match="loss_fn must be the one that the memory was made with"):
         memory.adapt(new.support, contracts.cross_entropy)
     with pytest.raises(
-        ValueError, match=r"adapting to 5 of 5 tasks with steps=500 gave values that are"
+        ValueError, match=r"5 of 5 models are not remembered: 5 not finite. Take fewer than steps"
     ):
         memory.remember(
             tr.Samples(known.support.x, 1e300 * known.support.y),
             steps=500,
+            held_out=0.0,
         )
     assert len(memory) == 5
     for name, value, text in (
@@ -279,7 +282,7 @@ def test_wrong_use_is_told() -> None:
     for use in (
         lambda: memory.adapt(new.support),
         lambda: memory.remember(known),
-        lambda: tr.TaskMemory(learner, loss_fn).load_state_dict(state),
+        lambda: tr.TaskMemory(learner, loss_fn, rule="softmax").load_state_dict(state),
         lambda: memory.load_state_dict(state),  # what it holds is out of date as well
     ):
         with pytest.raises(
@@ -287,7 +290,7 @@ def test_wrong_use_is_told() -> None:
         ):
             use()
     memory.forget()
-    memory.remember(known)
+    memory.remember(known, **PLAIN)
     memory.adapt(new.support)
     with pytest.raises(TypeError, match="learner must be a trlearner Learner"):
         tr.TaskMemory(nn.Linear(1, 1))

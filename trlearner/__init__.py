@@ -19,7 +19,7 @@ from trlearner.learners.metasgd import MetaSGD
 from trlearner.learners.protocol import GradientLearner, Learner
 from trlearner.learners.protonet import ProtoNet
 from trlearner.learners.tnet import TNet
-from trlearner.memory import TaskMemory
+from trlearner.memory.task_memory import TaskMemory
 from trlearner.monitor.monitor import RelationMonitor
 from trlearner.monitor.plot import plot_relations
 from trlearner.output import Output

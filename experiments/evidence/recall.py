@@ -1,4 +1,4 @@
-"""What a memory of training tasks adds to a learner that has been trained."""
+"""What a memory of training tasks adds to a trained learner, by the protocol: with the softmax rule."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def recall(
     )
     tried = []
     for times in STEPS:
-        memory = tr.TaskMemory(learner, problem.loss_fn)
-        memory.remember(training, steps=times * learner.steps)
+        memory = tr.TaskMemory(learner, problem.loss_fn, rule="softmax")
+        memory.remember(training, steps=times * learner.steps, held_out=0.0)
         tried.append((memory.tune(validation).loss, times, memory))
     loss, times, memory = min(tried, key=lambda one: one[0])
     found = evaluate(memory, problem, "test", config.test_tasks, TEST_SEED)

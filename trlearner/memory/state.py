@@ -9,21 +9,26 @@ import torch
 from torch import Tensor
 
 from trlearner.learners.protocol import Learner
+from trlearner.memory.labels import PARTS as OF_LABELS
+from trlearner.memory.options import TUNED
 from trlearner.seam import GradientTaskLearner
+from trlearner.types import Fast, State
 
-PARTS = ("fast", "state", "share", "temperature")
+PARTS = ("fast", "state", "labels", "rule", *TUNED)
 
 
-def check_state(state: Any, learner: Learner) -> None:
+def check_state(state: Any, learner: Learner | None, rule: str) -> None:
     """Refuse what `TaskMemory.state_dict` did not return, or what was damaged since.
 
     Args:
         state: What is to be loaded.
         learner: Whose adapted models are in it.
+        rule: That of the memory.
 
     Raises:
         TypeError: It is no dict, or a part is none.
-        ValueError: Parts are missing, models are incomplete, or a number in them is not finite.
+        ValueError: Parts are missing, models are incomplete, a number in them is not finite, or the settings
+            were found for another rule.
     """
     if not isinstance(state, Mapping):
         raise TypeError(
@@ -35,17 +40,21 @@ def check_state(state: Any, learner: Learner) -> None:
             f"state must have the parts {list(PARTS)}, but {missing} are missing. Pass what "
             "memory.state_dict() returned, not the learner's state_dict()."
         )
+    if state["rule"] != rule:
+        raise ValueError(
+            f"state['rule'] must be that of the memory, {rule!r}, got {state['rule']!r}. Make the memory "
+            f"with rule={state['rule']!r}."
+        )
     fast, before = state["fast"], state["state"]
-    for part, tensors in (("fast", fast), ("state", before)):
-        values = tensors.values() if isinstance(tensors, Mapping) else [tensors]
-        other = [type(t).__name__ for t in values if not isinstance(t, Tensor)]
-        if other or not isinstance(tensors, Mapping):
-            raise TypeError(
-                f"state[{part!r}] must be a dict of tensors by name, got {(other or ['Tensor'])[0]}. Pass "
-                "what memory.state_dict() returned."
-            )
+    for part in ("fast", "state", "labels"):
+        _check_tensors(part, state[part])
     if not fast and not before:
         return  # of a memory that is empty
+    if learner is None:
+        raise ValueError(
+            "state['fast'] holds models of a learner, but the memory has none. Make it with the learner "
+            "that it was saved with."
+        )
     lacking = sorted(learner.state().keys() - before.keys())
     if lacking:
         raise ValueError(
@@ -53,6 +62,26 @@ def check_state(state: Any, learner: Learner) -> None:
             f"{lacking} are missing. Save the memory again with memory.state_dict()."
         )
     _check_models(fast, learner)
+
+
+def _check_tensors(part: str, tensors: Any) -> None:
+    counts = {"count": int} if part == "labels" else {}
+    values = dict(tensors) if isinstance(tensors, Mapping) else {"": tensors}
+    other = [
+        type(value).__name__
+        for name, value in values.items()
+        if not isinstance(value, counts.get(name, Tensor))
+    ]
+    if other or not isinstance(tensors, Mapping):
+        raise TypeError(
+            f"state[{part!r}] must be a dict of tensors by name, got {(other or ['Tensor'])[0]}. Pass "
+            "what memory.state_dict() returned."
+        )
+    if part == "labels" and set(OF_LABELS) - set(tensors):
+        raise ValueError(
+            f"state['labels'] must have the parts {list(OF_LABELS)}, got {sorted(tensors)}. Save the memory "
+            "again with memory.state_dict()."
+        )
 
 
 def _check_models(fast: Mapping[str, Tensor], learner: Learner) -> None:
@@ -72,9 +101,33 @@ def _check_models(fast: Mapping[str, Tensor], learner: Learner) -> None:
                 f"state['fast'] must hold what the learner adapts, with its shapes and dtypes, but {wrong} "
                 "differ or are missing. Load it into a memory of the learner that it was saved with."
             )
-    whole = torch.stack([t.isfinite().flatten(1).all(1).cpu() for t in fast.values()]).all(0)
+    whole = finite(fast).cpu()
     if not whole.all():
         raise ValueError(
             f"remembered models must be finite, got NaN or infinity in those of tasks "
             f"{(~whole).nonzero().flatten().tolist()}. Remember these tasks again."
+        )
+
+
+def finite(fast: Fast) -> Tensor:
+    """Which models hold nothing but numbers ``[models]``."""
+    return torch.stack([t.reshape(len(t), -1).isfinite().all(1) for t in fast.values()]).all(0)
+
+
+def check_unchanged(before: State, learner: Learner) -> None:
+    """Refuse a learner that is not what it was when tasks were remembered.
+
+    Raises:
+        ValueError: Naming what changed.
+    """
+    now = learner.state()
+    changed = [
+        name
+        for name, t in before.items()
+        if name not in now or t.dtype != now[name].dtype or not torch.equal(t, now[name])
+    ]
+    if changed:
+        raise ValueError(
+            f"the learner's {changed[0]!r} is not what it was when tasks were remembered, so their "
+            "adapted models are of no use to it. Call memory.forget(), and remember them again."
         )

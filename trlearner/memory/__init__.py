@@ -1,0 +1,1 @@
+"""Tasks that were learned, and what they say of new ones."""

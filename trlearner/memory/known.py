@@ -1,0 +1,66 @@
+"""The samples of known tasks: all of them together, or split at random."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trlearner.batch import TaskBatch
+from trlearner.samples import Samples, samples_of
+
+Tasks = TaskBatch | Samples | tuple[Tensor, Tensor]
+
+
+def all_samples(tasks: Tasks) -> Samples:
+    """All samples of known tasks: of a batch, support and queries."""
+    if isinstance(tasks, Samples):
+        return tasks
+    if not isinstance(tasks, TaskBatch):
+        return samples_of("tasks", tasks)
+    s, q = tasks.support, tasks.query
+    mask = None
+    if s.mask is not None or q.mask is not None:
+        mask = torch.cat([s.is_real(), q.is_real()], 1)
+    return Samples.unchecked(torch.cat([s.x, q.x], 1), torch.cat([s.y, q.y], 1), mask, s.ways)
+
+
+def split(samples: Samples, counts: Tensor, generator: torch.Generator) -> tuple[Samples, Samples]:
+    """So many random samples of each task, and the others.
+
+    Args:
+        samples: The tasks'.
+        counts: How many of each ``[tasks]``; fewer than it has, or nothing would remain.
+        generator: Draws.
+
+    Example:
+        >>> x = torch.arange(6.0).reshape(1, 6, 1)
+        >>> some, others = split(Samples(x, x), torch.tensor([2]), torch.Generator().manual_seed(0))
+        >>> some.x.shape, others.x.shape
+        (torch.Size([1, 2, 1]), torch.Size([1, 4, 1]))
+    """
+    real = samples.is_real()
+    keys = torch.rand(real.shape, generator=generator).to(real.device)
+    order = samples.choose(torch.where(real, keys, 2.0).argsort(1))  # real ones first
+    most = int(counts.max())
+    if samples.mask is None and bool((counts == most).all()):
+        parts = (slice(None, most), slice(most, None))
+        some, others = (
+            Samples.unchecked(order.x[:, p], order.y[:, p], None, samples.ways) for p in parts
+        )
+        return some, others
+    place = torch.arange(real.shape[1], device=real.device)
+    first = place < counts[:, None].to(real.device)
+    some = Samples(order.x[:, :most], order.y[:, :most], first[:, :most], samples.ways)
+    rest = order.is_real() & ~first
+    return some, Samples(order.x, order.y, rest, samples.ways)
+
+
+def held_out(
+    samples: Samples, share: float, generator: torch.Generator
+) -> tuple[Samples, Samples] | None:
+    """What tasks learn from and what they are judged by; ``None`` where some task has too few samples."""
+    counts = (share * samples.is_real().sum(1)).floor().long()
+    if bool((counts < 1).any()):
+        return None
+    held, learned = split(samples, counts, generator)
+    return learned, held
