@@ -4,6 +4,7 @@ That the traced graph computes what the formulas say is tested with the other en
 test_engines.py, test_learners.py and test_regularizer.py.
 """
 
+import gc
 import sys
 import warnings
 from collections.abc import Callable
@@ -129,8 +130,10 @@ def test_the_number_of_graphs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_graphs_go_with_their_learner() -> None:
     learner, reg = traced(steps=1), regularizer()
     reg(learner, contracts.regression_batch())
+    gc.collect()
     before = len(compiled._graphs)
     del learner
+    gc.collect()
     assert len(compiled._graphs) == before - 1
 
 
