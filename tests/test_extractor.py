@@ -17,7 +17,7 @@ from torch.testing import assert_close
 import trlearner as tr
 from ranks import Failed, Ranks
 from trlearner.distributed import sync_gradients
-from trlearner.encoders.extractor import FOREIGN, REGISTERED, Extractor
+from trlearner.encoders.extractor import FOREIGN, REGISTERED, Extractor, untrained
 from trlearner.engines import compiled
 from trlearner.functional import tensors
 
@@ -217,7 +217,7 @@ def graphs(engine: str = "traced", tolerance: float = 1e-9, kinds: tuple[str, ..
             }
             learner, reg = pair(extractors.get(kind, lambda _, g=g: g), own=kind == "own")
             if kind in ("foreign", "partly"):
-                reg._warned.add(reg.encoder.extractor.concerns(learner)[0])
+                reg._warned |= {*untrained(reg.prepared(learner, data))}
             module = reg.encoder.extractor.module
             for _ in range(2):
                 found = {}
@@ -378,7 +378,7 @@ def test_a_part_of_the_model_is_the_learners(kind: str, part: str):
     }[kind](model)
     extractor = encoder.extractor
     assert names(encoder) == list(encoder.state_dict()) == list(encoder.buffers()) == []
-    assert extractor.foreign(learner) == {} and extractor.concerns(learner) == []
+    assert extractor.foreign(learner) == {}
     shared = extractor.shared(learner)
     assert len(shared) == len(tensors(parts[part])) > 4
     theirs = learner.state()
@@ -393,10 +393,7 @@ def test_a_weight_that_is_tied_to_the_model_is_the_learners():
     assert extractor.shared(learner) == {"weight": "model.features.0.weight"}
     found = extractor.foreign(learner)
     assert list(found) == [FOREIGN + "bias"] and found[FOREIGN + "bias"] is tied.bias
-    assert (
-        "the extractor's 'bias' wants gradients, but belongs neither"
-        in (extractor.concerns(learner)[0])
-    )
+    assert "the extractor's 'bias' wants gradients, but belongs neither" in (untrained(found)[0])
     with pytest.raises(ValueError, match=r"its 'weight' belongs to the learner"):
         Extractor(tied, own=True).shared(learner)
 
@@ -405,7 +402,7 @@ def test_without_gradients_inputs_carry_none():
     learner, extractor = tr.MAML(Net()), Extractor(nn.Linear(2, 4))
     with torch.no_grad():
         assert not any(t.requires_grad for t in extractor.foreign(learner).values())
-        assert extractor.concerns(learner) == []
+        assert untrained(extractor.foreign(learner)) == []
 
 
 def test_foreign_buffers_are_inputs_as_well():

@@ -6,7 +6,7 @@ from typing import Any
 
 from trlearner.batch import TaskBatch
 from trlearner.consistency import mixture_kind
-from trlearner.encoders.extractor import HasExtractor
+from trlearner.encoders.extractor import extractor_of
 from trlearner.engines import compiled
 from trlearner.head import check_learner
 from trlearner.learners.protocol import Learner
@@ -42,8 +42,9 @@ def check_call(
             f"batch must be a TaskBatch, got {type(batch).__name__}. Build one with "
             "tr.TaskBatch(support=(xs, ys), query=(xq, yq))."
         )
-    encoder = settings.encoder
-    concerns = encoder.extractor.concerns(learner) if isinstance(encoder, HasExtractor) else []
+    extractor = extractor_of(settings.encoder)
+    if extractor is not None and extractor.own:
+        extractor.shared(learner)  # refuses a part of the learner
     if not related:
         return []
     mixture_kind(settings.mixture, batch.query.y, settings.normalize)
@@ -60,10 +61,10 @@ def check_call(
         )
     tasks = len(batch) if tasks is None else tasks
     if tasks == 1:
-        concerns.append("a batch of one task has no neighbours: its relation loss is 0.")
+        return ["a batch of one task has no neighbours: its relation loss is 0."]
     if tasks == 2:
-        concerns.append(
+        return [
             "in a batch of two tasks each is the other's only neighbour: all weights are 1 and "
             "the relations learn nothing. Use three tasks or more."
-        )
-    return concerns
+        ]
+    return []

@@ -16,7 +16,7 @@ from trlearner.check_call import check_call
 from trlearner.checks import check_generator, check_loss_fn
 from trlearner.collect import Collected
 from trlearner.consistency import Mixture, Normalize, mixture_kind
-from trlearner.encoders.extractor import Extractor, HasExtractor
+from trlearner.encoders.extractor import Extractor, extractor_of, untrained
 from trlearner.encoders.protocol import Encoder
 from trlearner.engines import compiled
 from trlearner.engines.blame import blaming, own_mistake
@@ -214,6 +214,7 @@ class TRLearner(nn.Module):
         related = self.lam != 0 and len(batch) > 1
         if related:
             state |= self.prepared(learner, batch)
+            self.warn_of(untrained(state))
         chosen = self._draw_queries(batch.query) if related else None
         draws = Draws(
             self.lam, self.temperature, related, chosen, self._task_weights(learner, batch)
@@ -289,8 +290,8 @@ class TRLearner(nn.Module):
             if isinstance(part, Extractor):
                 part.check(batch.support)
         found = {PREFIX + name: tensor for name, tensor in tensors(self).items()}
-        if isinstance(self.encoder, HasExtractor):
-            found |= self.encoder.extractor.foreign(learner)
+        if (extractor := extractor_of(self.encoder)) is not None:
+            found |= extractor.foreign(learner)
         return found
 
     def collect(
@@ -430,8 +431,7 @@ class TRLearner(nn.Module):
             TypeError: Naming what is of a wrong kind.
             ValueError: Naming what does not fit.
         """
-        for concern in check_call(self, learner, batch, self.lam != 0, tasks):
-            self._warn(concern)
+        self.warn_of(check_call(self, learner, batch, self.lam != 0, tasks))
 
     def _adopt(self, sampler: TaskSampler) -> None:
         """A sampler that was told no loss judges tasks by this one."""
@@ -442,6 +442,11 @@ class TRLearner(nn.Module):
             )
         if sampler.loss_fn is None:
             sampler.loss_fn = self.loss_fn
+
+    def warn_of(self, concerns: list[str]) -> None:
+        """Warns of each, once."""
+        for concern in concerns:
+            self._warn(concern)
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:

@@ -18,6 +18,7 @@ from trlearner.distributed.kind import Kind, agree_on_kinds, kind_of
 from trlearner.distributed.plan import Plan
 from trlearner.distributed.term import Found, relate_ranks
 from trlearner.distributed.traffic import counted
+from trlearner.encoders.extractor import untrained
 from trlearner.engines.choose import without_graph
 from trlearner.functional import tensors
 from trlearner.learners.protocol import Learner
@@ -126,6 +127,7 @@ class RankStep:
             state |= {PREFIX + name: t for name, t in tensors(reg).items()}
         elif self.plan.related and batch is not None:
             state |= reg.prepared(learner, batch)
+            reg.warn_of(untrained(state))
         return {name: self.gated.get(name, t) for name, t in state.items()}
 
     def _alone(self, batch: TaskBatch) -> Local:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ from trlearner.coupling import examine
 from trlearner.learners.protocol import MODEL, Learner
 from trlearner.sampler.select import Select, select_samples
 from trlearner.samples import Samples
-from trlearner.types import SeesParts, State
+from trlearner.types import State
 
 REGISTERED = "regularizer.encoder.extractor.module."
 """Where the state keeps the parameters of an extractor that the regularizer owns."""
@@ -63,8 +61,26 @@ class Extractor(nn.Module):
         Raises:
             ValueError: There are such tensors, but the regularizer owns the module.
         """
-        theirs = {id(tensor): name for name, tensor in functional.members(learner).items()}
+        return self._compared(learner)[1]
+
+    def foreign(self, learner: Learner) -> dict[str, Tensor]:
+        """Tensors that are neither the learner's nor the regularizer's: inputs of a step, under `FOREIGN`.
+
+        Raises:
+            ValueError: As for `shared`.
+        """
+        mine, shared = self._compared(learner)
+        if self.own:
+            return {}
+        found = {FOREIGN + name: t for name, t in mine.items() if name not in shared}
+        return functional.graph_as_wanted(found)
+
+    def _compared(self, learner: Learner) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """All of the module's tensors by name, and `shared`."""
         mine = functional.members(self.module)
+        if not mine:
+            return {}, {}
+        theirs = {id(tensor): name for name, tensor in functional.members(learner).items()}
         found = {name: theirs[id(t)] for name, t in mine.items() if id(t) in theirs}
         if self.own and found:
             raise ValueError(
@@ -73,42 +89,7 @@ class Extractor(nn.Module):
                 "encoder finds what is the learner's. Give the optimizer the extractor's other layers by "
                 "hand: [*learner.parameters(), *reg.parameters(), *layers.parameters()]."
             )
-        return found
-
-    def foreign(self, learner: Learner) -> dict[str, Tensor]:
-        """Tensors that are neither the learner's nor the regularizer's: inputs of a step, under `FOREIGN`.
-
-        Raises:
-            ValueError: As for `shared`.
-        """
-        shared = self.shared(learner)
-        if self.own:
-            return {}
-        mine = functional.members(self.module)
-        found = {FOREIGN + name: t for name, t in mine.items() if name not in shared}
-        return functional.graph_as_wanted(found)
-
-    def concerns(self, learner: Learner) -> list[str]:
-        """What to warn of before a step that trains: parameters that no optimizer is likely to hold.
-
-        Raises:
-            ValueError: As for `shared`.
-        """
-        shared = self.shared(learner)
-        if self.own or not torch.is_grad_enabled():
-            return []
-        mine = functional.members(self.module)
-        lost = [name for name, t in mine.items() if t.requires_grad and name not in shared]
-        if not lost:
-            return []
-        return [
-            f"the extractor's {_listed(lost)} {'wants' if len(lost) == 1 else 'want'} gradients, but "
-            f"{'belongs' if len(lost) == 1 else 'belong'} neither to the learner nor to the regularizer: "
-            "an optimizer made from learner.parameters() and reg.parameters() does not train the extractor. "
-            "Pass own=True to the encoder, freeze the extractor with extractor.requires_grad_(False), or "
-            "train it yourself. If it was to be a part of the learner, build the encoder from this "
-            "learner's model, e.g. InputEncoder(learner.model.features, dim=64)."
-        ]
+        return mine, found
 
     def check(self, support: Samples) -> None:
         """Refuse BatchNorm statistics that were never updated, and see whether samples are mixed.
@@ -193,11 +174,27 @@ class Extractor(nn.Module):
         return local
 
 
-@runtime_checkable
-class HasExtractor(Protocol, metaclass=SeesParts):
-    """An encoder that describes a task by features of its samples."""
+def extractor_of(encoder: nn.Module) -> Extractor | None:
+    """The extractor of an encoder that describes a task by features of its samples."""
+    found = getattr(encoder, "extractor", None)
+    return found if isinstance(found, Extractor) else None
 
-    extractor: Extractor
+
+def untrained(state: State) -> list[str]:
+    """What to warn of in a step that trains: gradients that no optimizer is likely to wait for."""
+    names = [n.removeprefix(FOREIGN) for n in state if n.startswith(FOREIGN)]
+    lost = [name for name in names if state[FOREIGN + name].requires_grad]
+    if not lost:
+        return []
+    one = len(lost) == 1
+    return [
+        f"the extractor's {_listed(lost)} {'wants' if one else 'want'} gradients, but "
+        f"{'belongs' if one else 'belong'} neither to the learner nor to the regularizer: "
+        "an optimizer made from learner.parameters() and reg.parameters() does not train the extractor. "
+        "Pass own=True to the encoder, freeze the extractor with extractor.requires_grad_(False), or "
+        "train it yourself. If it was to be a part of the learner, build the encoder from this "
+        "learner's model, e.g. InputEncoder(learner.model.features, dim=64)."
+    ]
 
 
 def _listed(names: dict[str, str] | list[str]) -> str:
