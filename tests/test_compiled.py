@@ -30,7 +30,8 @@ def regularizer(**options: object) -> tr.TRLearner:
 
 
 def traced(name: str = "maml", **options: object) -> tr.Learner:
-    return contracts.learner(name, contracts.net(), "traced", **options)
+    """One inner step: tracing a second one proves nothing more about the graph's life."""
+    return contracts.learner(name, contracts.net(), "traced", **{"steps": 1, **options})
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_one_graph_serves_all_steps_and_every_lambda(builds: list[str]) -> None:
     learner, reg = traced(), regularizer(normalize="softmax")
-    twin = contracts.learner("maml", contracts.net(), "batched")
+    twin = contracts.learner("maml", contracts.net(), "batched", steps=1)
     for step in range(5):
         reg.lam, reg.temperature = 0.1 * (step + 1), 0.2 + 0.1 * step
         batch = contracts.regression_batch(seed=step)
@@ -65,7 +66,7 @@ def test_the_usual_training_loop_works_unchanged(builds: list[str]) -> None:
     """Accumulation, clipping, a schedule and any optimizer give what engine batched gives."""
     results = []
     for engine in ("traced", "batched"):
-        learner, reg = contracts.learner("maml", contracts.net(), engine), regularizer()
+        learner, reg = contracts.learner("maml", contracts.net(), engine, steps=1), regularizer()
         parameters = [*learner.parameters(), *reg.parameters()]
         optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
@@ -118,7 +119,7 @@ def test_changed_settings_are_traced_anew(builds: list[str]) -> None:
 
 def test_the_number_of_graphs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "LIMIT", 2)
-    learner, reg = traced(steps=1), regularizer()
+    learner, reg = traced(), regularizer()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for tasks in range(3, 3 + compiled.LIMIT + 1):
@@ -127,7 +128,7 @@ def test_the_number_of_graphs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_graphs_go_with_their_learner() -> None:
-    learner, reg = traced(steps=1), regularizer()
+    learner, reg = traced(), regularizer()
     reg(learner, contracts.regression_batch())
     before = len(compiled._graphs)
     del learner
@@ -166,7 +167,7 @@ class Branching(nn.Module):
 
 
 def test_a_model_that_branches_on_values_is_refused() -> None:
-    learner = tr.MAML(Branching(), engine="traced")
+    learner = tr.MAML(Branching(), steps=1, engine="traced")
     with pytest.raises(
         RuntimeError,
         match="could not trace .*data-dependent control flow.*\n.*engine='auto' or 'loop'",
@@ -192,7 +193,7 @@ def test_dropout_draws_what_engine_batched_draws() -> None:
     for engine in ("traced", "batched"):
         model = contracts.net()
         model.body = nn.Sequential(model.body, nn.Dropout(0.5))
-        learner, reg = contracts.learner("maml", model, engine), regularizer()
+        learner, reg = contracts.learner("maml", model, engine, steps=1), regularizer()
         reg(learner, contracts.regression_batch())
         torch.manual_seed(0)
         results.append([reg(learner, contracts.regression_batch()).loss for _ in range(3)])
@@ -206,7 +207,7 @@ def test_batch_statistics_are_traced_and_buffers_left_alone() -> None:
     for engine in ("traced", "batched"):
         model = contracts.net()
         model.body = nn.Sequential(model.body, nn.BatchNorm1d(5)).double()
-        learner, reg = contracts.learner("maml", model, engine), regularizer()
+        learner, reg = contracts.learner("maml", model, engine, steps=1), regularizer()
         before = {n: b.clone() for n, b in model.named_buffers()}
         out = reg(learner, contracts.regression_batch())
         assert all(torch.equal(before[n], b) for n, b in model.named_buffers())
@@ -346,7 +347,8 @@ def test_adaptation_for_evaluation_runs_as_a_graph(builds: list[str]) -> None:
     for name in ("maml", "metasgd", "anil", "tnet", "protonet"):
         tasks = contracts.class_batch() if name == "protonet" else batch
         loss = cross_entropy if name == "protonet" else mse_loss
-        learner, twin = traced(name), contracts.learner(name, contracts.net(), "batched")
+        learner = traced(name, steps=2)
+        twin = contracts.learner(name, contracts.net(), "batched", steps=2)
         with torch.no_grad():
             adapted, expected = (one.adapt(tasks.support, loss) for one in (learner, twin))
         assert adapted.engine == "traced"
@@ -356,7 +358,7 @@ def test_adaptation_for_evaluation_runs_as_a_graph(builds: list[str]) -> None:
 
 
 def test_other_steps_or_another_loss_adapt_anew() -> None:
-    learner, batch = traced(), contracts.regression_batch()
+    learner, batch = traced(steps=2), contracts.regression_batch()
     with torch.no_grad():
         first = learner.adapt(batch.support, mse_loss)(batch.query)
         with pytest.warns(UserWarning, match="because this changed: steps"):
@@ -392,7 +394,7 @@ def test_sizes_of_masked_tasks_are_rounded_and_change_nothing(
 ) -> None:
     results = []
     for engine in ("traced", "batched"):
-        learner = contracts.learner("maml", contracts.net(), engine)
+        learner = contracts.learner("maml", contracts.net(), engine, steps=1)
         reg = regularizer(queries=share, generator=torch.Generator().manual_seed(0))
         found = []
         for shots, queries in ((5, 7), (6, 8), (5, 8), (6, 7)):
@@ -427,7 +429,7 @@ def test_a_loss_with_weights_of_its_own_is_part_of_the_graph(builds: list[str]) 
 
     results = []
     for engine in ("traced", "batched"):
-        learner, loss = contracts.learner("maml", contracts.net(), engine), Weighted()
+        learner, loss = contracts.learner("maml", contracts.net(), engine, steps=1), Weighted()
         reg = regularizer(loss_fn=loss)
         reg(learner, contracts.regression_batch())
         with torch.no_grad():
@@ -447,7 +449,7 @@ def test_auto_compiles_where_enough_steps_are_planned(monkeypatch: pytest.Monkey
     monkeypatch.setitem(choose.ENGINES, "compiled", compiled.TRACED)  # no compiler is needed here
     batch = contracts.regression_batch()
     for planned, expected in ((None, "batched"), (4_999, "batched"), (5_000, "traced")):
-        learner = contracts.learner("maml", contracts.net(), "auto")
+        learner = contracts.learner("maml", contracts.net(), "auto", steps=1)
         reg = regularizer(planned_steps=planned)
         assert reg(learner, batch).engine == expected
         with torch.no_grad():

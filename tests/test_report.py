@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -51,7 +52,8 @@ def test_levels_and_differences_are_those_of_the_runs(tmp_path):
     means = [float(found[0.1, seed].mean()) for seed in range(4)]
     assert treated.level() == interval(means)
     expected = difference(np.stack([found[0.1, seed] - found[0, seed] for seed in range(4)]))
-    assert treated.against(base) == expected
+    found = astuple(treated.against(base))
+    assert found == pytest.approx(astuple(expected), rel=1e-12)
     table = tables.differences(runs, SINE, {"lam": 0}, "test")
     assert cell(table, "MAML", "λ = 0") == "baseline"
     text = number(expected.mean, expected.half_width, sign=True)
