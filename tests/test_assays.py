@@ -69,6 +69,7 @@ def test_support_and_query_are_different_compounds_of_one_assay(sizes, queries, 
         assert {*support, *query} <= set(everything)
 
 
+@pytest.mark.full
 @given(sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=9))
 def test_a_division_of_the_data_is_kept(sizes):
     totals = [a + b for a, b in sizes]

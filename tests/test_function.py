@@ -194,6 +194,7 @@ def test_the_embedding_is_what_adapted_models_predict() -> None:
     close(found, wanted, 1e-12)
 
 
+@pytest.mark.full
 def test_the_probe_is_an_input_of_the_graph() -> None:
     """A probe that the graph had frozen would go unnoticed when it changes."""
     learner, reg = contracts.learner("maml", contracts.net(), "traced"), regularizer()
@@ -275,6 +276,7 @@ def test_batchnorm_sees_the_probe_as_one_batch(engine: str) -> None:
     assert model[1].num_batches_tracked == 0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("pair", [("higher", "loop"), ("batched", "traced")])
 def test_random_layers_draw_alike_where_engines_do(pair: tuple[str, str]) -> None:
     outs = []

@@ -168,6 +168,7 @@ def test_an_axis_of_one_problem_hides_nothing_of_another(tmp_path):
     assert found.cell("c/d", {"lam": 0.1}) is None
 
 
+@pytest.mark.full
 def test_shifted_tasks_have_tables_of_their_own(tmp_path):
     for seed in (0, 1):
         config = Config(SINE, seed=seed)
@@ -260,6 +261,7 @@ def test_senseless_folders_and_baselines_are_refused(tmp_path):
         report.parse(["lambda=0"])
 
 
+@pytest.mark.full
 def test_no_option_of_a_run_becomes_the_name_of_a_file(tmp_path):
     for name in ("lam", "omega"):
         for value in (0.0, 1.0):
