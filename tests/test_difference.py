@@ -88,6 +88,7 @@ def test_it_repeats_itself():
     assert difference(TABLE) == difference(TABLE.copy())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "parts", [(1.0, 0.0, 0.1), (0.1, 0.0, 1.0), (0.1, 2.0, 0.5), (0.0, 1.0, 0.3), (0.1, 1.0, 0.1)]
 )
