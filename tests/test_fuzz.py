@@ -255,6 +255,7 @@ def test_one_case_is_described_and_passes(capsys: pytest.CaptureFixture[str]) ->
     assert "comparisons of eager engines" in told
 
 
+@pytest.mark.full
 def test_a_finding_is_told_and_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
