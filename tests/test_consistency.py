@@ -213,10 +213,10 @@ def test_an_alignment_of_another_precision_is_taken(mixture, answers) -> None:
     [
         (
             torch.ones(2, 3, dtype=torch.bool),
-            r"mask must be .* = \(2, 4\), got torch.bool \(2, 3\)",
+            r"mask must be .* = \[2, 4\], got torch.bool \[2, 3\]",
         ),
-        (torch.ones(2, dtype=torch.bool), r"mask must be .* = \(2, 4\), got torch.bool \(2,\)"),
-        (torch.ones(2, 4), r"mask must be .* = \(2, 4\), got torch.float32 \(2, 4\)"),
+        (torch.ones(2, dtype=torch.bool), r"mask must be .* = \[2, 4\], got torch.bool \[2\]"),
+        (torch.ones(2, 4), r"mask must be .* = \[2, 4\], got torch.float32 \[2, 4\]"),
         (torch.tensor([[True] * 4, [False] * 4]), r"at least one real query, .* for tasks \[1\]"),
     ],
 )
