@@ -173,9 +173,7 @@ def test_first_order_gradient_is_that_of_frozen_inner_gradients(engine: str) -> 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(
-    "name", ["maml", *"bayes", *later("metasgd", "anil", "tnet", *CLASSIFIERS)]
-)
+@pytest.mark.parametrize("name", ["maml", "bayes", *later("metasgd", "anil", "tnet", *CLASSIFIERS)])
 @pytest.mark.parametrize("top_k", [None, *later(2)])
 def test_masks_equal_dropping_the_samples(engine: str, name: str, top_k: int | None) -> None:
     batch = contracts.class_batch() if name in CLASSIFIERS else contracts.regression_batch()
@@ -201,9 +199,7 @@ def test_masks_equal_dropping_the_samples(engine: str, name: str, top_k: int | N
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(
-    "name", ["maml", *"bayes", *later("metasgd", "anil", "tnet", *CLASSIFIERS)]
-)
+@pytest.mark.parametrize("name", ["maml", "bayes", *later("metasgd", "anil", "tnet", *CLASSIFIERS)])
 def test_test_time_adaptation_keeps_no_graph_and_equals_training(engine: str, name: str) -> None:
     model = contracts.net()
     batch = contracts.class_batch() if name in CLASSIFIERS else contracts.regression_batch()
