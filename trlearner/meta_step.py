@@ -149,7 +149,7 @@ def relation_term(
 
 def described(encoder: Encoder, models: Models, state: State, batch: TaskBatch) -> Tensor:
     """What the encoder makes of each task ``[tasks, dim]``; arguments as in `relation_term`."""
-    embeddings = encoder.encode(below(ENCODER, state), batch, models)
+    embeddings = encoder.encode({**state, **below(ENCODER, state)}, batch, models)
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
         check_tensor("embeddings", embeddings, "tasks, dim")
     return embeddings
@@ -270,7 +270,7 @@ def prototypes_of(parts: Parts, models: Models, state: State, batch: TaskBatch) 
     if parts.options.align == "none":
         return None
     assert isinstance(parts.encoder, HasPrototypes)  # checked with the options
-    return parts.encoder.prototypes(below(ENCODER, state), batch, models)
+    return parts.encoder.prototypes({**state, **below(ENCODER, state)}, batch, models)
 
 
 def aligned(options: Options, prototypes: Tensor, models: slice = slice(None)) -> Tensor:

@@ -144,7 +144,10 @@ class Extractor(nn.Module):
             ValueError: The module lies elsewhere than `x`, or as for `shared`.
         """
         own = {} if self.plain else functional.below("extractor." + MODULE, state)
-        return self.run(models.learner, models.state, own, x, mask)
+        found = self.run(models.learner, models.state, own, x, mask)
+        if not found.is_floating_point():  # tokens, say, which have no precision of their own
+            found = found.to(functional.precision({**models.state, **state}))
+        return found
 
     def select(
         self, select: Select | None, models: Models, state: State, support: Samples
@@ -171,7 +174,7 @@ class Extractor(nn.Module):
         x: Tensor,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """As `features`.
+        """As `features`, but whole numbers stay whole.
 
         Args:
             learner: Whose tensors are read from `theirs`.
@@ -181,8 +184,6 @@ class Extractor(nn.Module):
             mask: As for `features`.
         """
         found = x.contiguous() if self.plain else self._called(learner, theirs, own, x, mask)
-        if not found.is_floating_point():  # tokens, say, which have no precision of their own
-            found = found.to(functional.precision({**theirs, **own}))
         return found.flatten(2) if found.ndim > 2 else found[..., None]
 
     def _called(
