@@ -484,7 +484,7 @@ def test_a_score_can_be_chosen() -> None:
     assert sampler.summary()["scores/enrichment"].std() > 0
 
 
-def test_a_graph_takes_an_extractor_of_nobodys_for_an_input() -> None:
+def test_a_graph_takes_a_foreign_extractor_for_an_input() -> None:
     seen = {}
     for engine in ("traced", "eager"):
         torch.manual_seed(0)

@@ -12,7 +12,7 @@ from trlearner.coupling import examine, examined
 from trlearner.engines.adapted import Models
 from trlearner.head import HasModel
 from trlearner.learners.protocol import MODEL
-from trlearner.sampler.select import Select, select_samples
+from trlearner.sampler.select import Select, check_select, select_samples
 from trlearner.samples import Samples
 from trlearner.seam import TaskLearner
 from trlearner.types import State
@@ -162,6 +162,7 @@ class Extractor(nn.Module):
         """
         if select is None:
             return support
+        check_select(select)  # it may have been set anew
         with torch.no_grad():
             features = self.features(models, state, support.x, support.mask)
             return select_samples(select, features, support)
@@ -211,7 +212,8 @@ class Extractor(nn.Module):
             found = functional.pure_call(self.module, local, together)
             return rearrange(found, "(tasks samples) ... -> tasks samples ...", tasks=len(x))
         except RuntimeError as error:
-            self._explain(learner, x, error)
+            if not isinstance(error, (torch.OutOfMemoryError, functional.Busy)):
+                self._explain(learner, x, error)
             raise
 
     def _explain(self, learner: TaskLearner | None, x: Tensor, error: RuntimeError) -> None:
