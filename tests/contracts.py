@@ -135,6 +135,25 @@ def gradients(loss: Tensor, *modules: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def directions(shape: tuple[int, ...], count: int = 3) -> Tensor:
+    """Random directions, each of which meets every entry of a tensor: ``[count, *shape]``."""
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(count, *shape, generator=g, dtype=torch.float64)
+
+
+def slopes(function: Callable[[], Tensor], tensor: Tensor) -> Tensor:
+    """Finite differences along `directions`: as strict as those of every entry, and far cheaper."""
+    ways = directions(tensor.shape)
+    return torch.tensor(
+        [reference.slope(function, tensor, way) for way in ways], dtype=torch.float64
+    )
+
+
+def along(gradient: Tensor) -> Tensor:
+    """What `slopes` must be by this gradient."""
+    return (directions(gradient.shape) * gradient).flatten(1).sum(1)
+
+
 @dataclass
 class Truth:
     """What the formulas say."""

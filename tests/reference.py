@@ -511,6 +511,20 @@ def remembered_coefficients(
 # ---- derivatives --------------------------------------------------------------------------------
 
 
+def slope(
+    function: Callable[[], Tensor], tensor: Tensor, direction: Tensor, delta: float = 1e-5
+) -> float:
+    """(function(t + delta d) - function(t - delta d)) / (2 delta): the derivative along d."""
+    before, values = tensor.data.clone(), []
+    try:
+        for sign in (1.0, -1.0):
+            tensor.data.copy_(before + sign * delta * direction)
+            values.append(float(function().detach()))
+    finally:
+        tensor.data.copy_(before)
+    return (values[0] - values[1]) / (2.0 * delta)
+
+
 def finite_difference(
     function: Callable[[], Tensor], tensor: Tensor, delta: float = 1e-5
 ) -> Tensor:

@@ -7,6 +7,7 @@ are wrong for a kind. The error must be a `ValueError` or `TypeError` that names
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -410,16 +411,13 @@ ACCEPTED = {
 """What is right after all, with the reason."""
 
 
-def rows() -> list[Any]:
-    found = []
-    for name, case in CASES.items():
-        for argument, kind in case.kinds.items():
-            for label, value in WRONG[kind].items():
-                if (name, argument, label) not in ACCEPTED:
-                    found.append(
-                        pytest.param(name, argument, value, id=f"{name}-{argument}-{label}")
-                    )
-    return found
+def refusal(case: Case, argument: str, value: Any) -> str:
+    """What the error says; nothing if there is none."""
+    try:
+        case.call(**{**case.good(), argument: value})
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return ""
 
 
 @pytest.fixture(autouse=True)
@@ -427,14 +425,25 @@ def _scores_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("trlearner.sampler.registry.SCORES", dict(SCORES))
 
 
-@pytest.mark.parametrize(("name", "argument", "value"), rows())
-def test_a_wrong_argument_is_refused_by_name(name: str, argument: str, value: Any):
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [(name, argument) for name, case in CASES.items() for argument in case.kinds],
+)
+def test_wrong_values_of_an_argument_are_refused_by_name(name: str, argument: str):
     case = CASES[name]
     text = (case.names or {}).get(argument, argument)
-    with pytest.raises((ValueError, TypeError), match=rf"\b({text})") as caught:
-        case.call(**{**case.good(), argument: value})
+    texts = {
+        label: refusal(case, argument, value)
+        for label, value in WRONG[case.kinds[argument]].items()
+        if (name, argument, label) not in ACCEPTED
+    }
+    assert texts
+    unnamed = {
+        label: found for label, found in texts.items() if not re.search(rf"\b({text})", found)
+    }
+    assert not unnamed
     # Python's own errors name neither what was given nor what to do.
-    assert "unexpected keyword" not in str(caught.value) and len(str(caught.value)) > 20
+    assert not [t for t in texts.values() if "unexpected keyword" in t or len(t) <= 20]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -55,6 +55,7 @@ def of_assay(made, name):
 sizes = st.lists(st.integers(4, 30), min_size=2, max_size=9)
 
 
+@pytest.mark.full
 @given(sizes=sizes, queries=st.integers(1, 40), split=st.sampled_from(["train", "test"]))
 def test_support_and_query_are_different_compounds_of_one_assay(sizes, queries, split):
     made, assays = source(sizes, queries=queries, test_queries=queries)
@@ -69,6 +70,7 @@ def test_support_and_query_are_different_compounds_of_one_assay(sizes, queries, 
         assert {*support, *query} <= set(everything)
 
 
+@pytest.mark.full
 @given(sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=9))
 def test_a_division_of_the_data_is_kept(sizes):
     totals = [a + b for a, b in sizes]
@@ -116,6 +118,7 @@ def test_the_generator_decides():
     assert not torch.equal(assays.sample("train", 3, generator).query.y, one.query.y)
 
 
+@pytest.mark.full
 def test_any_compound_may_be_support_or_query():
     _, assays = source([6, 6], queries=2)
     generator = torch.Generator().manual_seed(0)

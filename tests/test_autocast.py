@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import trlearner as tr
-from contracts import EAGER, net
+from contracts import later, net
 
 
 def unequal(labels: bool) -> tr.TaskBatch:
@@ -23,7 +23,7 @@ def by_hand(p: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(p, y, reduction="none").mean()
 
 
-@pytest.mark.parametrize("engine", [*EAGER, "auto"])
+@pytest.mark.parametrize("engine", ["batched", *later("higher", "loop", "channels_last", "auto")])
 @pytest.mark.parametrize(
     ("loss_fn", "mixture"),
     [

@@ -493,6 +493,7 @@ def meta_step(
     return out, list(torch.autograd.grad(out.loss, [*learner.parameters(), *reg.parameters()]))
 
 
+@pytest.mark.full
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=3, max_size=4), st.data())
 @settings(max_examples=10, deadline=None)
 def test_masks_equal_dropping(sizes: list[tuple[int, int]], data: st.DataObject):
@@ -514,6 +515,7 @@ def test_masks_equal_dropping(sizes: list[tuple[int, int]], data: st.DataObject)
         assert_close(gradients, loop_gradients, **TIGHT)
 
 
+@pytest.mark.full
 @given(st.permutations(range(4)), st.sampled_from(["loop", "batched"]))
 @settings(max_examples=10, deadline=None)
 def test_permuting_tasks_permutes_the_result(order: list[int], engine: str):

@@ -1,6 +1,8 @@
 """The table of engines: what it shows is what was measured and what `choose` decides by."""
 
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 
 import pytest
 from trlearner.experiments.bench import crossover, timing
@@ -16,15 +18,16 @@ ROWS = {
 }
 
 
-@pytest.fixture
-def ran(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(crossover, "ROWS", ROWS)
-    monkeypatch.setattr(timing, "TURN", 0.0)
-    monkeypatch.setattr(choose, "HEAVY", 1e6)
-    path = tmp_path / "crossover.json"
-    for name in ROWS:
-        crossover.main(["--rows", name, "--rounds", "3", "--json", str(path)])
-    return json.loads(path.read_text())["cases"], capsys.readouterr().out
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    path, printed = tmp_path_factory.mktemp("crossover") / "crossover.json", StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(crossover, "ROWS", ROWS)
+        patch.setattr(timing, "TURN", 0.0)
+        patch.setattr(choose, "HEAVY", 1e6)
+        for name in ROWS:
+            crossover.main(["--rows", name, "--rounds", "3", "--json", str(path)])
+    return json.loads(path.read_text())["cases"], printed.getvalue()
 
 
 @pytest.mark.full

@@ -1,8 +1,10 @@
 """The bench of the relation term: everything is measured, counted and kept."""
 
 import json
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
+from io import StringIO
 
 import pytest
 from trlearner.experiments.bench import floor, relation, timing
@@ -27,14 +29,15 @@ TINY = {
 }
 
 
-@pytest.fixture
-def ran(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(relation, "CASES", TINY)
-    monkeypatch.setattr(timing, "TURN", 0.0)
-    path = tmp_path / "relation.json"
-    for case in TINY:
-        relation.main(["--cases", case, "--rounds", "3", "--json", str(path)])
-    return json.loads(path.read_text()), capsys.readouterr().out
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    path, printed = tmp_path_factory.mktemp("relation") / "relation.json", StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(relation, "CASES", TINY)
+        patch.setattr(timing, "TURN", 0.0)
+        for case in TINY:
+            relation.main(["--cases", case, "--rounds", "3", "--json", str(path)])
+    return json.loads(path.read_text()), printed.getvalue()
 
 
 @pytest.mark.full

@@ -75,7 +75,7 @@ def regularizer(**options: object) -> tr.TRLearner:
     return tr.TRLearner(encoder, lam=0.7, generator=generator, **options).double()
 
 
-@pytest.mark.parametrize("engine", contracts.EAGER)
+@pytest.mark.parametrize("engine", ["batched", *contracts.later("higher", "loop", "channels_last")])
 @pytest.mark.parametrize("top_k", [None, 2])
 @pytest.mark.parametrize("budget", [1, 3000, None])
 def test_the_step_stays_the_same(engine: str, top_k: int | None, budget: int | None) -> None:

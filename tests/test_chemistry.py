@@ -48,6 +48,7 @@ def test_the_same_seed_gives_the_same_chemistry(drawn):
     assert not torch.equal(chemistry.draw(seed=1)[0].value[:100], table.value[:100])
 
 
+@pytest.mark.full
 def test_assays_of_a_family_tell_about_each_other(drawn):
     """A ridge fit on one assay predicts the others of its family far better than strangers."""
     table, splits = drawn

@@ -3,6 +3,8 @@ import math
 import re
 import shutil
 import statistics
+from contextlib import redirect_stdout
+from io import StringIO
 
 import pytest
 import torch
@@ -24,6 +26,24 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     assert demo.main([*QUICK, "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def interrupted(finished, tmp_path_factory):
+    """A copy of that folder in which a second run was stopped at its second seed; exit code and output."""
+    out = shutil.copytree(finished, tmp_path_factory.mktemp("demo") / "again")
+    train, threads, printed = comparison.train, torch.get_num_threads(), StringIO()
+
+    def until_the_second(settings, seed, watch, monitor):
+        if seed == 1:
+            raise KeyboardInterrupt
+        return train(settings, seed, watch, monitor)
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(comparison, "train", until_the_second)
+        code = demo.main([*QUICK, "--out", str(out)])
+    assert torch.get_num_threads() == threads
+    return out, code, printed.getvalue()
 
 
 @pytest.mark.full
@@ -50,15 +70,6 @@ def test_the_difference_is_paired_by_seed(finished):
     by_seed = [b - a for a, b in zip(plain["test_mse"], related["test_mse"], strict=True)]
     assert difference["test_mse"] == by_seed
     assert any(value != 0 for value in by_seed), "the term changed nothing"
-
-
-@pytest.mark.full
-def test_a_second_run_replaces_the_first_and_gives_the_same_numbers(finished, tmp_path):
-    out = shutil.copytree(finished, tmp_path / "again")
-    demo.main([*QUICK, "--out", str(out)])
-    for name, arm in results(finished)["arms"].items():
-        assert results(out)["arms"][name]["test_mse"] == arm["test_mse"]
-    assert len(list(out.glob("tensorboard/*/*tfevents*"))) == 4  # not eight
 
 
 @pytest.mark.full
@@ -97,17 +108,10 @@ def test_the_last_point_of_the_curve_is_the_result(finished):
 
 
 @pytest.mark.full
-def test_interrupted_it_reports_the_finished_seed(monkeypatch, tmp_path, capsys):
-    train, threads = comparison.train, torch.get_num_threads()
-
-    def until_the_second(settings, seed, watch, monitor):
-        if seed == 1:
-            raise KeyboardInterrupt
-        return train(settings, seed, watch, monitor)
-
-    monkeypatch.setattr(comparison, "train", until_the_second)
-    assert demo.main([*QUICK, "--out", str(tmp_path)]) == 130
-    found, printed = results(tmp_path), capsys.readouterr().out
+def test_interrupted_it_reports_the_finished_seed(interrupted):
+    out, code, printed = interrupted
+    assert code == 130
+    found = results(out)
     # No terminal, so plain lines.
     assert re.match(r"seed 1/2  step 5/20  [\d.]+ \+ [\d.]+ ms a step, \d+ s left\n", printed)
     assert found["interrupted"]
@@ -115,9 +119,18 @@ def test_interrupted_it_reports_the_finished_seed(monkeypatch, tmp_path, capsys)
     assert found["difference"]["half_width"] is None
     assert "Interrupted: 1 of 2 seeds" in printed
     assert "One seed says nothing" in printed
-    assert f"tensorboard --logdir {tmp_path / 'tensorboard'}" in printed
-    assert (tmp_path / "functions.png").exists()
-    assert torch.get_num_threads() == threads
+    assert f"tensorboard --logdir {out / 'tensorboard'}" in printed
+    assert (out / "functions.png").exists()
+
+
+@pytest.mark.full
+def test_a_second_run_replaces_the_first_and_gives_the_same_numbers(finished, interrupted):
+    out, _, _ = interrupted
+    for name, arm in results(finished)["arms"].items():
+        assert results(out)["arms"][name]["test_mse"] == arm["test_mse"][:1]
+    # The second seed had begun. Of the first run, nothing is left.
+    curves = sorted(path.parent.name for path in out.glob("tensorboard/*/*tfevents*"))
+    assert curves == ["seed0-maml", "seed0-trlearner", "seed1-trlearner"]
 
 
 def test_interrupted_at_once_it_ends_without_a_table(monkeypatch, tmp_path, capsys):

@@ -60,6 +60,7 @@ def test_where_only_tasks_differ_it_is_student_over_tasks():
     assert half_width(table) == pytest.approx(interval(by_task.tolist()).half_width, rel=1e-9)
 
 
+@pytest.mark.full
 def test_the_bootstrap_is_that_of_a_loop():
     generator, loop = np.random.default_rng(5), []
     for _ in range(20_000):
@@ -87,6 +88,7 @@ def test_it_repeats_itself():
     assert difference(TABLE) == difference(TABLE.copy())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "parts", [(1.0, 0.0, 0.1), (0.1, 0.0, 1.0), (0.1, 2.0, 0.5), (0.0, 1.0, 0.3), (0.1, 1.0, 0.1)]
 )

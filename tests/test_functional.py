@@ -332,7 +332,7 @@ def test_take_chooses_samples_of_each_task():
     assert_close(take(values, choice), wanted, **EXACT)
 
 
-@pytest.mark.parametrize("engine", contracts.ENGINES)
+@pytest.mark.parametrize("engine", contracts.BATCHED_FIRST)
 def test_a_module_of_two_names_is_left_as_it_was(engine: str) -> None:
     layer = nn.Linear(2, 2).double()
     model = nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(2, 3).double())

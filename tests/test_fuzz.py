@@ -157,7 +157,7 @@ FAULTS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
         "not finite",
         {"loss": lambda losses: losses + without_value(losses)},
     ),
-    "a deep error": ("broken", {"embed": lambda features: features[:, 99]}),
+    "a deep error": ("broken", {"predict": lambda answers: answers[:, 99]}),
 }
 
 
@@ -181,12 +181,12 @@ def test_a_fault_of_the_reference_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_step_that_changes_the_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = build(plain())
 
-    def spoil(features: Tensor) -> Tensor:
+    def spoil(answers: Tensor) -> Tensor:
         problem.learner.model.unused.data += 1
-        return features
+        return answers
 
     monkeypatch.setattr(run, "build", lambda case: problem)
-    plant(monkeypatch, "higher", embed=spoil)
+    plant(monkeypatch, "higher", predict=spoil)
     found = [(f.way, f.text) for f in tally_of(plain()).findings]
     assert found == [("state", "model.unused: changed by a step")]
 
@@ -255,6 +255,7 @@ def test_one_case_is_described_and_passes(capsys: pytest.CaptureFixture[str]) ->
     assert "comparisons of eager engines" in told
 
 
+@pytest.mark.full
 def test_a_finding_is_told_and_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

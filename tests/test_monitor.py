@@ -433,6 +433,7 @@ def read(folder: pathlib.Path) -> EventAccumulator:
     return EventAccumulator(str(folder), size_guidance={"tensors": 0, "images": 0, "scalars": 0})
 
 
+@pytest.mark.full
 def test_event_files_have_it_all(tmp_path: pathlib.Path) -> None:
     learner, reg = parts()
     with SummaryWriter(str(tmp_path)) as writer:

@@ -79,6 +79,7 @@ def in_fresh_interpreter(code: str, cwd: Path) -> str:
     return result.stdout.strip()
 
 
+@pytest.mark.full
 def test_experiments_and_integrations_live_under_trlearner(tmp_path):
     code = "import trlearner.{0} as module; print(module.__doc__)"
     assert "experiments" in in_fresh_interpreter(code.format("experiments"), tmp_path)

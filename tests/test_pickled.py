@@ -206,6 +206,7 @@ print(good, bad)
 """
 
 
+@pytest.mark.full
 def test_mutants_are_read_or_refused():
     count = 20_000
     command = [sys.executable, "-W", "ignore", "-c", FUZZ, pickled.__file__, str(count)]

@@ -263,6 +263,14 @@ def test_finite_difference_restores_the_tensor() -> None:
     close(ref.finite_difference(lambda: scalar**2, scalar), num(4.0), 1e-8)
 
 
+def test_a_slope_is_the_gradient_along_the_direction() -> None:
+    t = mat([1.0, -2.0], [0.5, 3.0]).requires_grad_()
+    before, direction = t.detach().clone(), mat([1.0, 2.0], [-3.0, 0.5])
+    slope = ref.slope(lambda: (t**3).sum(), t, direction)
+    assert torch.equal(t.detach(), before)
+    close(num(slope), (direction * 3 * before**2).sum(), 1e-8)
+
+
 def mlp_params(generator: torch.Generator) -> ref.Params:
     """A 2-3-1 network."""
     return {

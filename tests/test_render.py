@@ -52,6 +52,7 @@ def cast(mesh, azimuth, elevation, size, distance, margin):
     return picture
 
 
+@pytest.mark.full
 def test_matches_the_ray_caster():
     mesh = joined([box((0, 0, 0), (0.9, 0.5, 0.7)), box((0.2, 0.3, 0.1), (0.3, 0.6, 1.1), 0.4)])
     mesh = mesh.normalized()

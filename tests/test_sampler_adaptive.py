@@ -148,7 +148,7 @@ def test_it_learns_from_the_look_ahead(engine: str, every: int) -> None:
         assert torch.allclose(weights.double(), uniform)
 
 
-@pytest.mark.parametrize("kind", ["adaptive", "hard", "uniform"])
+@pytest.mark.parametrize("kind", ["uniform", *contracts.later("adaptive", "hard")])
 @pytest.mark.parametrize("stop", [1, *contracts.later(2, 3, 4, 8)])
 def test_a_resumed_run_draws_the_same_tasks(kind: str, stop: int) -> None:
     def fresh() -> TaskSampler:
@@ -194,6 +194,7 @@ def test_after_a_restart_a_stream_asks_for_the_learner(kind: str) -> None:
     assert torch.equal(again.reweight(POOL, learner).support.x, wanted.support.x)
 
 
+@pytest.mark.full
 def test_looking_does_not_change_the_course() -> None:
     sampler, other = made(), made()
     seen, looked, learner, twin = [], [], maml(), maml()
@@ -463,6 +464,7 @@ def test_held_out_tasks_judge() -> None:
     assert len(reg.sampler.summary()) == 7
 
 
+@pytest.mark.full
 def test_a_copy_is_a_sampler_of_its_own() -> None:
     sampler, learner = made(), maml()
     train(sampler, learner, 4)
@@ -482,7 +484,7 @@ def test_a_score_can_be_chosen() -> None:
     assert sampler.summary()["scores/enrichment"].std() > 0
 
 
-def test_a_graph_takes_an_extractor_of_nobodys_for_an_input() -> None:
+def test_a_graph_takes_a_foreign_extractor_for_an_input() -> None:
     seen = {}
     for engine in ("traced", "eager"):
         torch.manual_seed(0)
@@ -613,7 +615,7 @@ def never(loss: Tensor, learner: tr.Learner) -> None:
     """A step that is thrown away."""
 
 
-@pytest.mark.parametrize("finish", [backward, grad, never])
+@pytest.mark.parametrize("finish", [backward, *contracts.later(grad, never)])
 @pytest.mark.parametrize("engine", contracts.BATCHED_FIRST)
 def test_no_hook_outlives_a_step(engine: str, finish) -> None:  # type: ignore[no-untyped-def]
     """The sampler reads each step's gradient, and any other gradient of the parameters is left alone."""
@@ -647,7 +649,7 @@ def test_a_sampler_that_is_gone_disturbs_nobody(engine: str) -> None:
     assert reg(learner, FEW).loss.isfinite()
 
 
-@pytest.mark.parametrize("engine", ["loop", "higher", "channels_last"])
+@pytest.mark.parametrize("engine", ["loop", *contracts.later("higher", "channels_last")])
 def test_training_goes_on_past_the_first_look(engine: str) -> None:
     """With the sampler's own defaults, whose first look comes with the tenth step."""
     torch.manual_seed(0)

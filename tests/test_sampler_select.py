@@ -94,8 +94,9 @@ def test_the_encoder_sees_the_chosen_and_the_learner_all(engine: str, masked: bo
     wanted = (wanted * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
     contracts.close(out.embeddings, wanted.detach(), 1e-12)
     contracts.close(reg.relate(learner, batch), out.relations, 1e-12)
-    encoder.select = None
-    contracts.close(reg(learner, batch).task_loss, out.task_loss, 1e-12)
+    every = tr.InputEncoder(learner.model.body, dim=contracts.HIDDEN)
+    plain = tr.TRLearner(every, loss_fn=cross_entropy).double()
+    contracts.close(plain(learner, batch).task_loss, out.task_loss, 1e-12)
 
 
 def test_a_function_chooses() -> None:

@@ -88,6 +88,7 @@ def test_it_serves_a_picture(address: str) -> None:
     assert picture.format == "PNG" and min(picture.size) > 100
 
 
+@pytest.mark.full
 def test_it_has_the_page_of_curves_the_projector_the_text_and_the_settings(address: str) -> None:
     layout = ask(address, "plugin/custom_scalars/layout")
     assert layout["category"][0]["title"] == "TRLearner"

@@ -59,6 +59,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_a_finished_run_is_a_folder(undisturbed: Path) -> None:
     assert sorted(p.name for p in undisturbed.iterdir()) == [
         "config.json", "events", "metrics.jsonl", "result.json", "timing.json", "weights.pt"
@@ -78,6 +79,7 @@ def test_a_finished_run_is_a_folder(undisturbed: Path) -> None:
     assert result["skipped"] == 0
 
 
+@pytest.mark.full
 def test_the_weights_of_a_finished_run_are_those_that_were_tested(undisturbed: Path) -> None:
     problem = make_problem(SMALL, None, "cpu")
     learner = make_learner(SMALL, problem, "batched").eval()
@@ -171,11 +173,21 @@ def test_a_sampler_is_told_of_every_step(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    "problem", ["regression/families", "regression/sinusoid", "drugs/synthetic", "pose/procedural"]
+    ("problem", "options"),
+    [
+        ("regression/families", {}),
+        ("regression/sinusoid", {}),
+        ("drugs/synthetic", {}),
+        # With the usual pictures it takes a minute.
+        pytest.param("pose/procedural", {"size": 8, "views": 10}, marks=pytest.mark.full),
+    ],
 )
-@pytest.mark.parametrize("pool", [None, 20])
-def test_training_tasks_can_be_picked_by_name(problem: str, pool: int | None) -> None:
+@pytest.mark.parametrize("pool", [None, 10])
+def test_training_tasks_can_be_picked_by_name(
+    problem: str, options: dict[str, int], pool: int | None
+) -> None:
     config = replace(config_of(problem), shots=3, queries=4, pool=pool, train_tasks=9)
+    config = replace(config, options=options)
     source = train.make_problem(config, None, "cpu").source
     assert isinstance(source, Finite) and source.names is not None
     assert len(set(source.names)) == 9
@@ -231,6 +243,7 @@ def test_random_layers_go_on_where_they_were(
     assert files(tmp_path / "whole") == files(tmp_path / "stopped")
 
 
+@pytest.mark.full
 def test_a_finished_run_is_not_repeated_and_leaves_the_random_state(
     undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -251,12 +264,14 @@ def test_without_the_relation_term_it_is_the_learner_alone(tmp_path: Path) -> No
     assert results[0] == results[1]
 
 
+@pytest.mark.full
 def test_patience_stops_a_run_that_gets_no_better(tmp_path: Path) -> None:
     config = replace(SMALL, outer_lr=0.0, steps=100, patience=2, average=0.0)
     result = train.run(config, tmp_path)
     assert (result["steps"], result["best_step"]) == (12, 4)
 
 
+@pytest.mark.full
 def test_several_numbers_of_steps_are_tested(tmp_path: Path) -> None:
     result = train.run(replace(SMALL, test_steps=(0, 1, 3)), tmp_path)
     means = [result["test"][s]["mse"]["summaries"]["mean"] for s in ("0", "1", "3")]

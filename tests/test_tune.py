@@ -65,6 +65,7 @@ def tuned(engine: str) -> tuple[tr.Learner, tr.TRLearner]:
     return tr.MAML(model, lr=0.1, steps=2, engine=engine), reg
 
 
+@pytest.mark.full
 def test_trials_draw_nothing_change_nothing_and_the_choice_stays() -> None:
     torch.manual_seed(0)
     learner, reg = tuned("tune")

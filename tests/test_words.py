@@ -181,7 +181,7 @@ def test_the_bench_refuses_before_it_times(
         ("tyro", ["run", "regression/sinusoid"]),
         pytest.param("tyro", ["report", "."], marks=pytest.mark.full),
         pytest.param("matplotlib", ["report", "."], marks=pytest.mark.full),
-        ("matplotlib", ["bench"]),
+        pytest.param("matplotlib", ["bench"], marks=pytest.mark.full),
     ],
 )
 def test_what_is_not_installed_is_named_with_its_extra(

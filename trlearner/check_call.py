@@ -6,7 +6,7 @@ from typing import Any
 
 from trlearner.batch import TaskBatch
 from trlearner.consistency import mixture_kind
-from trlearner.encoders.extractor import HasExtractor
+from trlearner.encoders.extractor import extractor_of
 from trlearner.encoders.protocol import Encoder, HasPrototypes
 from trlearner.engines.choose import ENGINES
 from trlearner.head import check_learner
@@ -42,8 +42,8 @@ def check_call(parts: Parts, learner: Any, batch: Any, tasks: int | None = None)
             "tr.TaskBatch(support=(xs, ys), query=(xq, yq))."
         )
     options = parts.options
-    encoder = parts.encoder
-    concerns = encoder.extractor.concerns(learner) if isinstance(encoder, HasExtractor) else []
+    extractor = extractor_of(parts.encoder)
+    concerns = [] if extractor is None else extractor.concerns(learner)
     if parts.lam == 0:
         return []
     mixture_kind(options.mixture, batch.query.y, options.normalize)

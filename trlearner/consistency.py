@@ -13,6 +13,7 @@ from torch import Tensor
 from trlearner.checks import check_loss_fn, check_number, check_tensor, check_whole
 from trlearner.ignored import check_labelled
 from trlearner.loss import task_loss
+from trlearner.samples import check_mask, check_real
 from trlearner.types import LossFn
 
 Normalize = Literal["sum", "softmax", "quotient"] | Callable[[Tensor, Tensor], Tensor]
@@ -234,7 +235,11 @@ def relation_consistency(
     check_predictions(predictions, targets, relations)
     check_loss_fn(loss_fn)
     check_alignment(alignment, predictions)
-    check_mask(mask, targets)
+    if mask is not None:
+        check_mask(mask, targets, "queries")
+        check_real(
+            mask, "query", "Leave these tasks out of predictions, targets, relations and mask."
+        )
     check_labelled(loss_fn, targets, mask)
     if len(relations) == 1:
         return predictions.sum() * 0
@@ -326,26 +331,4 @@ def check_alignment(alignment: Tensor | None, predictions: Tensor) -> None:
             "alignment must be [models, tasks, classes, classes] to match predictions [models, tasks, "
             f"queries, classes] = {tuple(predictions.shape)}, got {tuple(alignment.shape)}. "
             "tr.sinkhorn(prototypes) of the same tasks returns it so."
-        )
-
-
-def check_mask(mask: Tensor | None, targets: Tensor) -> None:
-    """Refuse a mask of another shape or type; on the CPU, where nothing waits, one of a task without queries.
-
-    Raises:
-        ValueError: Naming what it is and what it should be.
-    """
-    if mask is None:
-        return
-    check_tensor("mask", mask, "...")
-    if mask.shape != targets.shape[:2] or mask.dtype != torch.bool:
-        raise ValueError(
-            f"mask must be a bool tensor [tasks, queries] = {tuple(targets.shape[:2])}, got {mask.dtype} "
-            f"{tuple(mask.shape)}. It is true where a query is real."
-        )
-    if mask.device.type == "cpu" and not mask.any(1).all():
-        empty = (~mask.any(1)).nonzero().flatten().tolist()
-        raise ValueError(
-            f"every task needs at least one real query, but mask is all false for tasks {empty}. Leave these "
-            "tasks out of predictions, targets, relations and mask."
         )

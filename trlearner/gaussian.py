@@ -39,7 +39,7 @@ from trlearner.checks import check_flag, check_whole
 from trlearner.gaussian_check import check_more, check_queries, check_support, scale
 from trlearner.posterior import Posterior
 
-CHUNK = 2**22
+CHUNK = 2**18
 """So many predictions are compared with labels at once."""
 
 ROUNDING = 1e-12
@@ -74,14 +74,13 @@ def best_models(
     check_whole("neighbours", neighbours, least=0)
     kept = min(neighbours, predictions.shape[1])
     size = max(1, CHUNK // max(1, predictions[0].numel()))
-    masks: list[Tensor | None] = [None] * len(labels)
-    if mask is not None:
-        masks = list(mask.split(size))
-    chosen = [
-        _errors(p, y, m).topk(kept, dim=1, largest=False).indices
-        for p, y, m in zip(predictions.split(size), labels.split(size), masks, strict=False)
-    ]
-    return torch.cat(chosen)
+    # Written into one tensor: small ones, kept between the large ones, would fragment memory.
+    chosen = torch.empty(len(labels), kept, dtype=torch.long, device=labels.device)
+    for first in range(0, len(labels), size):
+        some = slice(first, first + size)
+        errors = _errors(predictions[some], labels[some], None if mask is None else mask[some])
+        chosen[some] = errors.topk(kept, dim=1, largest=False).indices
+    return chosen
 
 
 def gaussian_posterior(

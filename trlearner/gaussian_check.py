@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trlearner.checks import check_number, check_tensor, check_whole, shown
 from trlearner.posterior import Posterior
+from trlearner.samples import check_mask
 
 
 def scale(name: str, value: float | Tensor, labels: Tensor) -> Tensor:
@@ -54,14 +55,8 @@ def check_support(predictions: Tensor, labels: Tensor, mask: Tensor | None) -> N
             f"labels must have at least one task, shot and output, got {tuple(labels.shape)}. Nothing can "
             "be learned of tasks without shots."
         )
-    if mask is None:
-        return
-    check_tensor("mask", mask, "tasks, shots")
-    if mask.dtype != torch.bool or mask.shape != labels.shape[:2]:
-        raise ValueError(
-            f"mask must be a bool tensor [tasks, shots] = {tuple(labels.shape[:2])}, got {shown(mask)}. "
-            "It is true where a shot is real."
-        )
+    if mask is not None:
+        check_mask(mask, labels, "shots")
 
 
 def check_more(

@@ -66,13 +66,14 @@ def graph_step(
         found = {name: getattr(out, name) for name in OUTPUTS}
         return {name: t for name, t in found.items() if t is not None}
 
+    options = vars(parts.options) if draws.related else {}
     facts = {"relation term": draws.related, "ways": batch.ways}
-    if draws.related:
-        facts |= vars(parts.options)
+    facts |= {name: value for name, value in options.items() if not callable(value)}
     reads = {
         "settings of the learner": learner,
         "settings of the regularizer": owner if draws.related else parts.loss_fn,
     }
+    reads |= {name: value for name, value in options.items() if callable(value)}
     found = compiled.run(function, inputs, engine, learner, owner, facts, reads)
     if found["predictions"].shape[1] > queries:
         found["predictions"] = found["predictions"][:, :queries]

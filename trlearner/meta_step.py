@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from trlearner.consistency import mix, mixture_kind, neighbours, weights_of
 from trlearner.encoders.protocol import Encoder, HasPrototypes
 from trlearner.engines.adapted import Adapted, Embedded, Engine, Models, adapt
 from trlearner.functional import below, take, tensors
-from trlearner.head import Body, Head
+from trlearner.head import Body, HasModel, Head
 from trlearner.learners.protocol import Learner
 from trlearner.options import Options
 from trlearner.output import Draws, Output, Term
@@ -26,6 +26,7 @@ from trlearner.samples import Samples
 from trlearner.targets import LossInState
 from trlearner.types import LossFn, State
 
+M = TypeVar("M", bound=Models)
 WHOLE = slice(None)
 LOSS = "loss_fn."
 """Where the regularizer's state keeps what a loss holds."""
@@ -79,8 +80,8 @@ def meta_step(
 class Own(NamedTuple):
     """What adaptation made of each task, and how its model does on the task's own queries."""
 
-    models: Adapted  # those that the relation term asks
-    asked: Embedded  # the queries as these take them
+    models: Adapted
+    asked: Embedded  # the queries, as `asking` models take them
     predictions: Tensor  # [tasks, queries, ...]
     losses: Tensor  # [tasks]
 
@@ -101,9 +102,18 @@ def own_part(
         # The body once, for both parts of the loss.
         body = replace(models, learner=Body(learner, head))
         asked = Embedded(body.predict(asked), asked.mask)
-        models = replace(models, learner=Head(learner, head))
-    predictions = models.predict(asked)
+    predictions = (asking(models, head) if related else models).predict(asked)
     return Own(models, asked, predictions, models.losses(loss_fn, predictions, batch.query))
+
+
+def asking(models: M, head: str | None) -> M:
+    """The models that the relation term asks: these, or only their heads."""
+    if head is None:
+        return models
+    assert isinstance(models, Adapted) and isinstance(
+        models.learner, HasModel
+    )  # others are refused
+    return replace(models, learner=Head(models.learner, head))
 
 
 def relation_term(
@@ -116,7 +126,7 @@ def relation_term(
         models: The adapted models.
         state: The regularizer's parameters and buffers.
         batch: The tasks.
-        asked: The queries, as the models take them.
+        asked: The queries, as `asking` models take them.
         draws: As in `meta_step`.
     """
     options, loss_fn = parts.options, loss_in(parts.loss_fn, state)
@@ -127,8 +137,9 @@ def relation_term(
     weights = weights_of(relations, options.normalize, parts.temperature, chosen)
     prototypes = prototypes_of(parts, models, state, batch)
     alignment = None if prototypes is None else aligned(options, prototypes)
-    query, asked, later = questions(models, batch.query, asked, draws.queries)
-    pairs = Pairs(models, asked, later, _named(models, len(relations), chosen))
+    askers = asking(models, options.head)
+    query, asked, later = questions(askers, batch.query, asked, draws.queries)
+    pairs = Pairs(askers, asked, later, _named(askers, len(relations), chosen))
     kind = mixture_kind(options.mixture, query.y, options.normalize)
     mixed = _mixed(options, pairs, weights, alignment, kind)
     confidence = None if alignment is None else _confidence(alignment)
@@ -138,7 +149,7 @@ def relation_term(
 
 def described(encoder: Encoder, models: Models, state: State, batch: TaskBatch) -> Tensor:
     """What the encoder makes of each task ``[tasks, dim]``; arguments as in `relation_term`."""
-    embeddings = encoder.encode(below(ENCODER, state), batch, models)
+    embeddings = encoder.encode({**state, **below(ENCODER, state)}, batch, models)
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
         check_tensor("embeddings", embeddings, "tasks, dim")
     return embeddings
@@ -259,7 +270,7 @@ def prototypes_of(parts: Parts, models: Models, state: State, batch: TaskBatch) 
     if parts.options.align == "none":
         return None
     assert isinstance(parts.encoder, HasPrototypes)  # checked with the options
-    return parts.encoder.prototypes(below(ENCODER, state), batch, models)
+    return parts.encoder.prototypes({**state, **below(ENCODER, state)}, batch, models)
 
 
 def aligned(options: Options, prototypes: Tensor, models: slice = slice(None)) -> Tensor:

@@ -153,18 +153,11 @@ def _check_shapes(x: Tensor, y: Tensor, mask: Tensor | None) -> None:
     if mask is None:
         return
     check_mask(mask, x)
-    if mask.device.type != "cpu":  # to look at it would be to wait for it
-        return
-    empty = (~mask.any(1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(
-            f"every task needs at least one real sample, but mask is all false for tasks {empty}. "
-            "Leave these tasks out of the batch."
-        )
+    check_real(mask, "sample", "Leave these tasks out of the batch.")
 
 
-def check_mask(mask: Tensor, x: Tensor) -> None:
-    """Refuse what is no mask of inputs ``[tasks, samples, ...]``.
+def check_mask(mask: Tensor, x: Tensor, axis: str = "samples") -> None:
+    """Refuse what is no mask of ``x [tasks, samples, ...]``; `axis` is what the second axis is called.
 
     Raises:
         TypeError: It is no tensor.
@@ -174,8 +167,26 @@ def check_mask(mask: Tensor, x: Tensor) -> None:
         raise TypeError(f"mask must be a tensor, got {type(mask).__name__}. Convert it first.")
     if mask.shape != x.shape[:2] or mask.dtype != torch.bool:
         raise ValueError(
-            f"mask must be a bool tensor [tasks, samples] = {list(x.shape[:2])}, "
-            f"got {mask.dtype} {list(mask.shape)}."
+            f"mask must be a bool tensor [tasks, {axis}] = {list(x.shape[:2])}, "
+            f"got {mask.dtype} {list(mask.shape)}. It is true where one is real."
+        )
+
+
+def check_real(mask: Tensor, one: str, fix: str) -> None:
+    """Refuse a mask under which a task has nothing left; looked at on the CPU only, where nothing waits.
+
+    Args:
+        mask: ``[tasks, samples]``.
+        one: What a sample is called.
+        fix: What to do about it.
+
+    Raises:
+        ValueError: Naming the tasks.
+    """
+    if mask.device.type == "cpu" and not mask.any(1).all():
+        empty = (~mask.any(1)).nonzero().flatten().tolist()
+        raise ValueError(
+            f"every task needs at least one real {one}, but mask is all false for tasks {empty}. {fix}"
         )
 
 

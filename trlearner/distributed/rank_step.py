@@ -24,6 +24,7 @@ from trlearner.functional import tensors
 from trlearner.learners.protocol import Learner
 from trlearner.meta_step import (
     StepState,
+    asking,
     described,
     loss_in,
     own_part,
@@ -139,14 +140,15 @@ class RankStep:
         models, embedded, predictions, losses = own_part(
             parts, engine, learner, state, batch, plan.related
         )
-        chosen, asked = query, None
+        chosen, asked, askers = query, None, models
         if plan.related:
             choice = None
             if plan.keys is not None:
                 first = sum(plan.counts[: self.ranks.rank])
                 keys = plan.keys[first : first + len(batch)]
                 choice = choose_queries(parts.options.queries, keys, query)
-            chosen, embedded, later = questions(models, query, embedded, choice)
+            askers = asking(models, parts.options.head)
+            chosen, embedded, later = questions(askers, query, embedded, choice)
             embeddings = described(reg.encoder, models, state.regularizer, batch)
             prototypes = prototypes_of(parts, models, state.regularizer, batch)
             asked = Asked(embeddings, embedded.features, prototypes, embedded.mask, later)
@@ -154,7 +156,7 @@ class RankStep:
         facts = {"mixture of logits": int(logits), "ways": batch.ways or 0}
         said = kind_of(predictions[:, 0])  # of one query
         kinds = {"predictions": said} | {n: kind_of(getattr(asked, n, None)) for n in ASKED}
-        return Local(models, predictions, losses, chosen, asked, facts, kinds)
+        return Local(askers, predictions, losses, chosen, asked, facts, kinds)
 
     def _together(
         self,

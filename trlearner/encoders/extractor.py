@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -14,10 +12,10 @@ from trlearner.coupling import examine, examined
 from trlearner.engines.adapted import Models
 from trlearner.head import HasModel
 from trlearner.learners.protocol import MODEL
-from trlearner.sampler.select import Select, select_samples
+from trlearner.sampler.select import Select, check_select, select_samples
 from trlearner.samples import Samples
 from trlearner.seam import TaskLearner
-from trlearner.types import SeesParts, State
+from trlearner.types import State
 
 MODULE = "module."
 """Where an extractor's state keeps the tensors of its module that are not the learner's."""
@@ -65,11 +63,24 @@ class Extractor(nn.Module):
         Raises:
             ValueError: There are such tensors, but the regularizer owns the module.
         """
-        if not isinstance(learner, nn.Module):
+        return self._compared(learner)[1]
+
+    def foreign(self, learner: TaskLearner | None) -> dict[str, Tensor]:
+        """The module's tensors that are neither the learner's nor the regularizer's: inputs of a step.
+
+        Raises:
+            ValueError: As for `shared`.
+        """
+        mine, shared = self._compared(learner)
+        if self.own:
             return {}
+        return functional.graph_as_wanted({n: t for n, t in mine.items() if n not in shared})
+
+    def _compared(self, learner: TaskLearner | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """All of the module's tensors by name, and `shared`."""
         mine = functional.members(self.module)
-        if not mine:
-            return {}
+        if not mine or not isinstance(learner, nn.Module):
+            return mine, {}
         theirs = {id(tensor): name for name, tensor in functional.members(learner).items()}
         found = {name: theirs[id(t)] for name, t in mine.items() if id(t) in theirs}
         if self.own and found:
@@ -79,19 +90,7 @@ class Extractor(nn.Module):
                 "encoder finds what is the learner's. Give the optimizer the extractor's other layers by "
                 "hand: [*learner.parameters(), *reg.parameters(), *layers.parameters()]."
             )
-        return found
-
-    def foreign(self, learner: TaskLearner | None) -> dict[str, Tensor]:
-        """The module's tensors that are neither the learner's nor the regularizer's: inputs of a step.
-
-        Raises:
-            ValueError: As for `shared`.
-        """
-        shared = self.shared(learner)
-        if self.own:
-            return {}
-        mine = functional.members(self.module)
-        return functional.graph_as_wanted({n: t for n, t in mine.items() if n not in shared})
+        return mine, found
 
     def concerns(self, learner: TaskLearner) -> list[str]:
         """What to warn of before a step that trains: parameters that no optimizer is likely to hold.
@@ -99,10 +98,9 @@ class Extractor(nn.Module):
         Raises:
             ValueError: As for `shared`.
         """
-        shared = self.shared(learner)
+        mine, shared = self._compared(learner)
         if self.own or not torch.is_grad_enabled():
             return []
-        mine = functional.members(self.module)
         lost = [name for name, t in mine.items() if t.requires_grad and name not in shared]
         if not lost:
             return []
@@ -146,7 +144,10 @@ class Extractor(nn.Module):
             ValueError: The module lies elsewhere than `x`, or as for `shared`.
         """
         own = {} if self.plain else functional.below("extractor." + MODULE, state)
-        return self.run(models.learner, models.state, own, x, mask)
+        found = self.run(models.learner, models.state, own, x, mask)
+        if not found.is_floating_point():  # tokens, say, which have no precision of their own
+            found = found.to(functional.precision({**models.state, **state}))
+        return found
 
     def select(
         self, select: Select | None, models: Models, state: State, support: Samples
@@ -161,6 +162,7 @@ class Extractor(nn.Module):
         """
         if select is None:
             return support
+        check_select(select)  # it may have been set anew
         with torch.no_grad():
             features = self.features(models, state, support.x, support.mask)
             return select_samples(select, features, support)
@@ -173,7 +175,7 @@ class Extractor(nn.Module):
         x: Tensor,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """As `features`.
+        """As `features`, but whole numbers stay whole.
 
         Args:
             learner: Whose tensors are read from `theirs`.
@@ -183,8 +185,6 @@ class Extractor(nn.Module):
             mask: As for `features`.
         """
         found = x.contiguous() if self.plain else self._called(learner, theirs, own, x, mask)
-        if not found.is_floating_point():  # tokens, say, which have no precision of their own
-            found = found.to(functional.precision({**theirs, **own}))
         return found.flatten(2) if found.ndim > 2 else found[..., None]
 
     def _called(
@@ -212,7 +212,8 @@ class Extractor(nn.Module):
             found = functional.pure_call(self.module, local, together)
             return rearrange(found, "(tasks samples) ... -> tasks samples ...", tasks=len(x))
         except RuntimeError as error:
-            self._explain(learner, x, error)
+            if not isinstance(error, (torch.OutOfMemoryError, functional.Busy)):
+                self._explain(learner, x, error)
             raise
 
     def _explain(self, learner: TaskLearner | None, x: Tensor, error: RuntimeError) -> None:
@@ -230,11 +231,10 @@ class Extractor(nn.Module):
                 ) from error
 
 
-@runtime_checkable
-class HasExtractor(Protocol, metaclass=SeesParts):
-    """An encoder that describes a task by features of its samples."""
-
-    extractor: Extractor
+def extractor_of(encoder: nn.Module) -> Extractor | None:
+    """The extractor of an encoder that describes a task by features of its samples."""
+    found = getattr(encoder, "extractor", None)
+    return found if isinstance(found, Extractor) else None
 
 
 def _listed(names: dict[str, str] | list[str]) -> str:

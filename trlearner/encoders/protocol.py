@@ -27,7 +27,7 @@ class Encoder(nn.Module, abc.ABC):
         """Embeddings ``[tasks, dim]``.
 
         Args:
-            state: This encoder's parameters and buffers, by its own names.
+            state: This encoder's parameters and buffers by its own names, beside the regularizer's.
             batch: The tasks.
             models: The tasks' adapted models; `models.state` are their learner's parameters and buffers
                 before adaptation.

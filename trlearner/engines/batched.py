@@ -77,12 +77,16 @@ def adapt(
 
 def predict(models: Adapted, features: Tensor, mask: Tensor | None) -> Tensor:
     """Every model on its own task: ``[tasks, queries, ...]``."""
+    if mask is not None:
+        check_masks(models.learner, "batched")
     learner, state = _safe(models.learner, features), models.state
     return _vmap(lambda model, h: learner.predict(state, model, h))(models.fast, features)
 
 
 def cross(models: Adapted, features: Tensor, mask: Tensor | None, chosen: Tensor | None) -> Tensor:
     """Every model on every task: ``[models, tasks, queries, ...]``."""
+    if mask is not None:
+        check_masks(models.learner, "batched")
     learner, state, fast = _safe(models.learner, features), models.state, models.fast
 
     def one(model: Fast, h: Tensor) -> Tensor:

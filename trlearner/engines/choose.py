@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ def choose(
     check_name(name)
     check_recompute(learner, name)
     if name in SELF_CHOSEN:
-        settled = _settled.get(learner)
+        settled = _known(learner).settled
         if settled is None or (masked and learner.couples_samples()):
             seen = samples.x.shape[1] if seen is None else seen
             settled = _decided(learner, samples, loss_fn, masked, seen)
@@ -90,12 +91,12 @@ def without_graph(engine: Engine) -> Engine:
 
 def settle(learner: TaskLearner, name: str) -> None:
     """From now on, ``"auto"`` and ``"tune"`` are the engine of this name for this learner."""
-    _settled[learner] = name
+    _known(learner).settled = name
 
 
 def settled(learner: TaskLearner) -> bool:
     """Whether it is known which engine ``"tune"`` is."""
-    return learner in _settled
+    return _known(learner).settled is not None
 
 
 def check_name(name: str) -> None:
@@ -141,7 +142,7 @@ def check_loss(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> None:
     Raises:
         ValueError: As `trlearner.loss.check_decomposes`.
     """
-    checked = _decomposing.setdefault(learner, weakref.WeakSet())
+    checked = _known(learner).decomposing
     known = isinstance(loss_fn, Hashable)
     if known and loss_fn in checked:
         return
@@ -173,7 +174,7 @@ def _decided(
         for m in learner.modules()
     )
     key = (masked, seen, samples.x.shape[2:], samples.x.device.type, modes)
-    known = _decisions.setdefault(learner, {})
+    known = _known(learner).decisions
     if key not in known:
         known[key] = _decide(learner, samples, loss_fn, masked, seen)
     return known[key]
@@ -215,7 +216,7 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 
 def work(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> float:
     """Floating-point operations of a forward pass, for each sample; counted once for each size."""
-    known, size = _counted.setdefault(learner, {}), samples.x.shape[1:]
+    known, size = _known(learner).work, samples.x.shape[1:]
     if size not in known:
         with FlopCounterMode(display=False) as counter:
             _trial(learner, samples[:1], loss_fn, loop.ENGINE, steps=0)
@@ -227,7 +228,7 @@ def _runs(name: str, learner: TaskLearner, samples: Samples, loss_fn: LossFn) ->
     """Whether the engine can run this learner, as it showed when it was tried once."""
     # Layers may run other code in evaluation mode.
     key = (name, tuple(module.training for module in learner.modules()))
-    tried = _tried.setdefault(learner, {})
+    tried = _known(learner).runs
     if key not in tried:
         tried[key] = _try(name, learner, samples, loss_fn)
     return tried[key]
@@ -259,16 +260,27 @@ def _trial(
         return models.predict(models.embed(samples))
 
 
-_decisions: weakref.WeakKeyDictionary[TaskLearner, dict[Hashable, str]] = (
-    weakref.WeakKeyDictionary()
-)
-_settled: weakref.WeakKeyDictionary[TaskLearner, str] = weakref.WeakKeyDictionary()
-_decomposing: weakref.WeakKeyDictionary[TaskLearner, weakref.WeakSet[LossFn]] = (
-    weakref.WeakKeyDictionary()
-)
-_counted: weakref.WeakKeyDictionary[TaskLearner, dict[torch.Size, float]] = (
-    weakref.WeakKeyDictionary()
-)
-_tried: weakref.WeakKeyDictionary[TaskLearner, dict[tuple[str, tuple[bool, ...]], bool]] = (
-    weakref.WeakKeyDictionary()
-)
+@dataclass
+class _Known:
+    """What was found out about a learner.
+
+    Attributes:
+        settled: The engine that ``"auto"`` and ``"tune"`` stand for, once it is settled.
+        decisions: What ``"auto"`` chose, by kind of call.
+        runs: Whether an engine can run it, by the engine's name and the modules' modes.
+        work: Floating-point operations of a sample's forward pass, by the sample's size.
+        decomposing: Losses that are means over samples.
+    """
+
+    settled: str | None = None
+    decisions: dict[Hashable, str] = field(default_factory=dict)
+    runs: dict[Hashable, bool] = field(default_factory=dict)
+    work: dict[torch.Size, float] = field(default_factory=dict)
+    decomposing: weakref.WeakSet[LossFn] = field(default_factory=weakref.WeakSet)
+
+
+def _known(learner: TaskLearner) -> _Known:
+    return _all_known.setdefault(learner, _Known())
+
+
+_all_known: weakref.WeakKeyDictionary[TaskLearner, _Known] = weakref.WeakKeyDictionary()

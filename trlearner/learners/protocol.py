@@ -121,7 +121,7 @@ class Learner(nn.Module, abc.ABC):
 
     def _adapt(self, samples: Samples, loss_fn: LossFn, steps: int) -> Adapted:
         engine, state = self.engine_for(samples, loss_fn), self.state()
-        if self.engine == engine.name and engine.graphs and not torch.is_grad_enabled():
+        if engine.graphs and not torch.is_grad_enabled():
             return compiled.adapt(engine, self, state, samples, loss_fn, steps)
         # A graph that is compiled knows no derivatives; where these are wanted, autograd has them.
         return adapt(without_graph(engine), self, state, samples, loss_fn, steps)

@@ -71,8 +71,9 @@ def support_features(
     """
     with torch.no_grad():
         if extractor is not None:
-            return extractor.run(learner, state, own, support.x, support.mask)
-        found = engine.embed(learner, state, support.x, support.mask)
+            found = extractor.run(learner, state, own, support.x, support.mask)
+        else:
+            found = engine.embed(learner, state, support.x, support.mask)
     found = found.flatten(2) if found.ndim > 2 else found[..., None]
     return found if found.is_floating_point() else found.to(torch.get_default_dtype())
 
