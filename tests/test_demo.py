@@ -53,23 +53,24 @@ def test_both_arms_have_finite_numbers(finished):
     assert not found["interrupted"]
     assert found["settings"]["tasks"] == 4
     assert found["versions"]["torch"] == torch.__version__
-    assert set(found["arms"]) == {"MAML", "MAML + TRLearner"}
+    assert list(found["arms"]) == ["MAML", "MAML + TRLearner", "MAML + memory"]
     for arm in found["arms"].values():
         assert len(arm["test_mse"]) == 2
         assert all(math.isfinite(value) and value > 0 for value in arm["test_mse"])
         assert math.isfinite(arm["half_width"])
-        assert arm["milliseconds"] > 0
+    assert all(found["arms"][name]["milliseconds"] > 0 for name in ("MAML", "MAML + TRLearner"))
 
 
 @pytest.mark.full
 def test_the_difference_is_paired_by_seed(finished):
     found = results(finished)
-    plain, related = (found["arms"][name] for name in ("MAML", "MAML + TRLearner"))
-    difference = found["difference"]
-    assert difference["mean"] == pytest.approx(related["mean"] - plain["mean"], abs=1e-9)
-    by_seed = [b - a for a, b in zip(plain["test_mse"], related["test_mse"], strict=True)]
-    assert difference["test_mse"] == by_seed
-    assert any(value != 0 for value in by_seed), "the term changed nothing"
+    plain = found["arms"]["MAML"]
+    for name in ("MAML + TRLearner", "MAML + memory"):
+        other, difference = found["arms"][name], found["differences"][name]
+        assert difference["mean"] == pytest.approx(other["mean"] - plain["mean"], abs=1e-9)
+        by_seed = [b - a for a, b in zip(plain["test_mse"], other["test_mse"], strict=True)]
+        assert difference["test_mse"] == by_seed
+        assert any(value != 0 for value in by_seed), f"{name} changed nothing"
 
 
 @pytest.mark.full
@@ -116,9 +117,9 @@ def test_interrupted_it_reports_the_finished_seed(interrupted):
     assert re.match(r"seed 1/2  step 5/20  [\d.]+ \+ [\d.]+ ms a step, \d+ s left\n", printed)
     assert found["interrupted"]
     assert found["seeds"] == [0]
-    assert found["difference"]["half_width"] is None
+    assert found["differences"]["MAML + memory"]["half_width"] is None
     assert "Interrupted: 1 of 2 seeds" in printed
-    assert "One seed says nothing" in printed
+    assert "MAML + memory: one seed says nothing" in printed
     assert f"tensorboard --logdir {out / 'tensorboard'}" in printed
     assert (out / "functions.png").exists()
 
@@ -155,16 +156,16 @@ def test_arms_start_alike():
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ((-0.5, 0.4), "lowers the test MSE"),
-        ((0.5, 0.4), "does not help here"),
-        ((-0.5, 0.6), "not distinguishable from zero"),
-        ((0.5, 0.6), "not distinguishable from zero"),
-        ((0.5, None), "One seed says nothing"),
+        ((-0.5, 0.4), "It lowers the test MSE"),
+        ((0.5, 0.4), "It raises the test MSE"),
+        ((-0.5, 0.6), "no difference that can be told from zero"),
+        ((0.5, 0.6), "no difference that can be told from zero"),
+        ((0.5, None), "one seed says nothing"),
         ((math.nan, math.nan), "diverged"),
     ],
 )
 def test_the_verdict_follows_the_interval(values, says):
-    assert says in table.verdict(Interval(*values))
+    assert says in table.verdict(Interval(*values), "It")
 
 
 def test_intervals_match_the_tables_of_student():

@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    usual = Settings()
+    usual = Settings(seeds=5, steps=1750)
     parser.add_argument("--seeds", type=int, default=usual.seeds, help="how many, from 0")
     parser.add_argument("--steps", type=int, default=usual.steps, help="meta-steps a seed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found here")

@@ -1,4 +1,4 @@
-"""One learner with and without TRLearner, trained side by side on the same batches."""
+"""One learner alone, with TRLearner's term, and with a memory of its training tasks."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ class Settings:
     `inner_lr` and `inner_steps` were chosen for MAML alone; the demo's docstring has the numbers.
     """
 
-    seeds: int = 5
-    steps: int = 1750
+    seeds: int = 3
+    steps: int = 1500
     lam: float = 0.1
     tasks: int = 16
     pool: int = 480
+    remembered: int = 300
+    samples: int = 60
     shots: int = 5
     queries: int = 10
     inner_lr: float = 0.01
@@ -125,8 +127,18 @@ def meta_step(arm: Arm, batch: tr.TaskBatch, clip: float) -> tr.Output:
     return out
 
 
+def remembering(arm: Arm, settings: Settings, seed: int) -> tr.TaskMemory:
+    """A memory of training tasks, each learned from many samples; the arm's learner predicts with it."""
+    generator = torch.Generator().manual_seed(seed)
+    known = Sinusoids.draw(settings.pool, generator)[: settings.remembered]
+    half = settings.samples // 2
+    memory = tr.TaskMemory(arm.learner, mse_loss)
+    memory.remember(known.batch(half, settings.samples - half, generator))
+    return memory
+
+
 @torch.no_grad()
-def error_on(learner: tr.MAML, test: tr.TaskBatch) -> float:
+def error_on(model: tr.MAML | tr.TaskMemory, test: tr.TaskBatch) -> float:
     """Mean squared error over all queries of all test tasks, after adaptation."""
-    adapted = learner.adapt(test.support, mse_loss)
+    adapted = model.adapt(test.support, mse_loss)
     return float(mse_loss(adapted(test.query.x), test.query.y))

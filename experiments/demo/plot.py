@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,35 +18,38 @@ from trlearner.experiments.demo.regression import HIGH, LOW, Sinusoids
 
 import trlearner as tr
 
-COLOURS = ("#0072b2", "#d55e00")
-"""Of the arms; told apart by the colour-blind too."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73")
+"""Of the learner, the term and the memory; told apart by the colour-blind too."""
 
-WIDTHS = (3.2, 1.4)
-"""The first arm is drawn below the second, and must show where they agree."""
+WIDTHS = (3.2, 1.4, 2.0)
+"""The first is drawn below the others, and must show where they agree."""
 
 
-def functions(arms: Sequence[Arm], curves: Sinusoids, support: tr.Samples) -> Figure:
-    """What each arm makes of some tasks: one panel a task.
+def functions(
+    models: Mapping[str, tr.MAML | tr.TaskMemory], curves: Sinusoids, support: tr.Samples
+) -> Figure:
+    """What learners and memories make of some tasks, a memory with its 95 % band: one panel a task.
 
     Args:
-        arms: Trained.
+        models: By name.
         curves: The tasks' truth.
-        support: What they adapt on, ``[tasks, samples, 1]``.
+        support: What is adapted to, ``[tasks, samples, 1]``.
     """
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, (len(curves) + 1) // 2, sharex=True, squeeze=False).flat
     x = torch.linspace(LOW, HIGH, 200)[:, None].expand(len(curves), -1, 1)
     truth = curves.points(x)
-    before = [_predictions(arm, support, x, steps=0) for arm in arms]
-    after = [_predictions(arm, support, x, steps=arm.learner.steps) for arm in arms]
+    answers = {name: _predictions(model, support, x) for name, model in models.items()}
     for task, panel in zip(range(len(curves)), panels, strict=False):
         panel.plot(x[task], truth[task], color="black", lw=2.5, label="truth")
-        lines = zip(arms, before, after, COLOURS, WIDTHS, strict=True)
-        for arm, start, end, colour, width in lines:
-            panel.plot(
-                x[task], start[task], ":", color=colour, lw=width, label=f"{arm.name}, before"
-            )
-            panel.plot(x[task], end[task], color=colour, lw=width, label=f"{arm.name}, adapted")
+        for (name, (mean, std)), colour, width in zip(
+            answers.items(), COLOURS, WIDTHS, strict=True
+        ):
+            panel.plot(x[task], mean[task], color=colour, lw=width, label=name)
+            if std is not None:
+                low, high = ((mean + s * std)[task, :, 0] for s in (-1.96, 1.96))
+                band = f"{name}, 95 % band"
+                panel.fill_between(x[task, :, 0], low, high, color=colour, alpha=0.2, label=band)
         panel.plot(
             support.x[task], support.y[task], "o", color="black", mfc="white", ms=8, label="support"
         )
@@ -86,8 +89,15 @@ def pixels(figure: Figure) -> np.ndarray:
 
 
 @torch.no_grad()
-def _predictions(arm: Arm, support: tr.Samples, x: Tensor, steps: int) -> Tensor:
-    return arm.learner.adapt(support, mse_loss, steps=steps)(x)
+def _predictions(
+    model: tr.MAML | tr.TaskMemory, support: tr.Samples, x: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Predictions, and their standard deviation if there is one."""
+    adapted = model.adapt(support, mse_loss)
+    if isinstance(model, tr.TaskMemory):
+        mean, std = adapted(x, std=True)
+        return mean, std
+    return adapted(x), None
 
 
 def _heatmap(panel: Axes, matrix: Tensor, names: Sequence[str]) -> AxesImage:

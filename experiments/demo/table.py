@@ -18,76 +18,72 @@ Errors = Mapping[str, Sequence[float]]
 
 
 def table(settings: Settings, errors: Errors, milliseconds: Mapping[str, float]) -> str:
-    """Both arms, their difference, and what it says."""
-    (plain, related), seeds = errors, len(next(iter(errors.values())))
-    difference = paired(errors[plain], errors[related])
+    """All arms, their differences from the first, and what these say."""
+    first, *others = errors
+    seeds = len(errors[first])
     lines = [
         f"Test MSE on {settings.test_tasks} new sinusoids x {settings.test_queries} queries, after "
         f"{settings.inner_steps} inner steps on {settings.shots} points;",
         f"mean over {seeds} {'seed' if seeds == 1 else 'seeds'} ± 95 % confidence interval "
         f"(Student t), {settings.steps} meta-steps of {settings.tasks} tasks:",
         "",
-        f"{'':<24}{'test MSE':>17}{'ms a meta-step (median)':>28}",
-        "-" * 69,
-        *(
-            f"{name:<24}{interval(errors[name])!s:>17}{milliseconds[name]:>28.1f}"
-            for name in (plain, related)
-        ),
-        "-" * 69,
-        f"{'difference, by seed':<24}{difference!s:>17}",
+        f"{'':<20}{'test MSE':>17}{'difference, by seed':>22}{'ms a meta-step':>18}",
+        "-" * 77,
+        *(_row(name, errors, milliseconds) for name in errors),
+        "-" * 77,
         "",
-        verdict(difference),
+        *(verdict(paired(errors[first], errors[name]), name) for name in others),
     ]
     return "\n".join(lines)
 
 
-def verdict(difference: Interval) -> str:
-    """Whether the paired difference (TRLearner minus without) can be told from zero."""
+def _row(name: str, errors: Errors, milliseconds: Mapping[str, float]) -> str:
+    first = next(iter(errors))
+    apart = "" if name == first else str(paired(errors[first], errors[name]))
+    time = f"{milliseconds[name]:.1f}" if name in milliseconds else "as above"
+    return f"{name:<20}{interval(errors[name])!s:>17}{apart:>22}{time:>18}"
+
+
+def verdict(difference: Interval, name: str) -> str:
+    """Whether a paired difference (an arm minus the first) can be told from zero."""
     if difference.half_width is None:
-        return "One seed says nothing about how much seeds differ: no interval, no verdict."
+        return f"{name}: one seed says nothing about how much seeds differ, so there is no verdict."
     if not math.isfinite(difference.mean):
-        return "At least one run diverged, so there is nothing to compare."
+        return f"{name}: at least one run diverged, so there is nothing to compare."
     if not difference.excludes_zero():
-        return (
-            "The difference is not distinguishable from zero at the 95 % level: here TRLearner\n"
-            "can be said neither to help nor to harm."
-        )
-    if difference.mean < 0:
-        return (
-            "TRLearner lowers the test MSE: the difference is distinguishable from zero at the\n"
-            "95 % level."
-        )
-    return (
-        "TRLearner does not help here, it raises the test MSE: the difference is\n"
-        "distinguishable from zero at the 95 % level."
-    )
+        return f"{name} makes no difference that can be told from zero at the 95 % level."
+    way = "lowers" if difference.mean < 0 else "raises"
+    return f"{name} {way} the test MSE: the difference can be told from zero at the 95 % level."
 
 
 def record(
     settings: Settings, errors: Errors, milliseconds: Mapping[str, float], interrupted: bool
 ) -> dict[str, Any]:
     """Everything of the table and what it depends on, for a JSON file."""
-    plain, related = errors
-    difference = paired(errors[plain], errors[related])
-    by_seed = [b - a for a, b in zip(errors[plain], errors[related], strict=True)]
+    first, *others = errors
     return {
         "settings": asdict(settings),
-        "seeds": list(range(len(errors[plain]))),
+        "seeds": list(range(len(errors[first]))),
         "interrupted": interrupted,
         "arms": {
             name: {
                 "test_mse": list(values),
                 **asdict(interval(values)),
-                "milliseconds": milliseconds[name],
+                "milliseconds": milliseconds.get(name),
             }
             for name, values in errors.items()
         },
-        "difference": {
-            "test_mse": by_seed,
-            **asdict(difference),
-            "distinguishable": difference.excludes_zero(),
-        },
+        "differences": {name: _difference(errors[first], errors[name]) for name in others},
         "versions": versions(),
+    }
+
+
+def _difference(first: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
+    difference = paired(first, other)
+    return {
+        "test_mse": [b - a for a, b in zip(first, other, strict=True)],
+        **asdict(difference),
+        "distinguishable": difference.excludes_zero(),
     }
 
 
