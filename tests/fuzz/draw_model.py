@@ -38,6 +38,13 @@ class Lambda(nn.Module):
         return self.function(x)
 
 
+class Raised(nn.Module):
+    """Keeps what a ReLU left at 0 away from 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1
+
+
 class Residual(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -201,7 +208,8 @@ def _by_channel(n: int) -> Layers:
         "instance_norm tracked": lambda: of("InstanceNorm")(WIDTH, track_running_stats=True),
         "avg_pool": lambda: of("AvgPool")(2, stride=1),
         "max_pool": lambda: of("MaxPool")(2, stride=1),
-        "lp_pool": lambda: of("LPPool")(2, 2, stride=1),
+        # At a window of zeros, as behind a ReLU, torch's gradient of this root is NaN; the doctor says so.
+        "lp_pool": lambda: nn.Sequential(Raised(), of("LPPool")(2, 2, stride=1)),
         "dropout of 0": lambda: of("Dropout")(0.0),
     }
 
