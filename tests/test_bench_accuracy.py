@@ -20,7 +20,7 @@ def ran(tmp_path_factory):
 
     path, printed = tmp_path_factory.mktemp("accuracy") / "accuracy.json", StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-        patch.setattr(accuracy, "Settings", lambda: SMALL)
+        patch.setattr(accuracy, "Settings", lambda **_: SMALL)
         patch.setattr(accuracy, "BATCHES", 2)
         accuracy.main(["--seeds", "1", "--steps", "3", "--json", str(path)])
         first = json.loads(path.read_text())["seeds"][0]

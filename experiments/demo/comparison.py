@@ -23,7 +23,7 @@ class Settings:
     """
 
     seeds: int = 3
-    steps: int = 1500
+    steps: int = 1200
     lam: float = 0.1
     tasks: int = 16
     pool: int = 480
