@@ -136,7 +136,7 @@ class Gaussians:
         if said.shape[2:] != y.shape[1:]:
             raise ValueError(
                 f"rule='gaussian' compares models' answers with labels, which must have one shape, got "
-                f"[samples, *outputs] = {tuple(said.shape[2:])} and {tuple(y.shape[1:])}. Use "
+                f"outputs of shape {tuple(said.shape[3:])} and {tuple(y.shape[2:])}. Use "
                 "rule='softmax' where only the loss knows what answers mean."
             )
         prior, scale = None, {}

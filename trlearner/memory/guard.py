@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from trlearner.memory.known import own_generator
 from trlearner.memory.labels import NOISE, Labels
 from trlearner.samples import Samples
 from trlearner.warn import warn
@@ -59,7 +60,7 @@ def outside(ask: Ask, samples: Samples, labels: Labels) -> Tensor:
     """
     varying = labels.varying()
     tasks = min(len(samples), max(1, PROBES // samples.x.shape[1]))
-    chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:tasks]
+    chosen = torch.randperm(len(samples), generator=own_generator())[:tasks]
     probes = samples[chosen.to(samples.x.device)]
     answers = ask(probes)
     if answers.shape[2:] != probes.y.shape[1:] or not bool(varying.any()):

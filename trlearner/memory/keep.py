@@ -12,8 +12,7 @@ from trlearner.engines.adapted import Adapted
 from trlearner.learners.protocol import Learner
 from trlearner.memory import guard
 from trlearner.memory.labels import Labels
-from trlearner.memory.remembered import Remembered
-from trlearner.memory.state import finite
+from trlearner.memory.remembered import Remembered, finite
 from trlearner.memory.stop import learn
 from trlearner.samples import Samples
 from trlearner.types import LossFn
@@ -25,6 +24,10 @@ class Kept(NamedTuple):
     tasks: Tensor  # which of them [tasks]
     labels: Labels  # of all tasks remembered so far
     left_out: dict[str, int]  # how many tasks are not, by reason
+
+    def with_others(self, left_out: dict[str, int]) -> dict[str, int]:
+        """How many of these tasks and of others are left out, by reason."""
+        return {n: left_out.get(n, 0) + self.left_out.get(n, 0) for n in left_out | self.left_out}
 
 
 def learned(

@@ -10,6 +10,14 @@ from trlearner.samples import Samples, samples_of
 
 Tasks = TaskBatch | Samples | tuple[Tensor, Tensor]
 
+SEED = 240_908_474
+"""Not 0 or 1, by which users draw their inputs: samples would then be chosen by their inputs."""
+
+
+def own_generator() -> torch.Generator:
+    """Draws the same whenever it is made, and leaves no trace in the global random state."""
+    return torch.Generator().manual_seed(SEED)
+
 
 def all_samples(tasks: Tasks) -> Samples:
     """All samples of known tasks: of a batch, support and queries."""
@@ -24,22 +32,21 @@ def all_samples(tasks: Tasks) -> Samples:
     return Samples.unchecked(torch.cat([s.x, q.x], 1), torch.cat([s.y, q.y], 1), mask, s.ways)
 
 
-def split(samples: Samples, counts: Tensor, generator: torch.Generator) -> tuple[Samples, Samples]:
+def split(samples: Samples, counts: Tensor) -> tuple[Samples, Samples]:
     """So many random samples of each task, and the others.
 
     Args:
         samples: The tasks'.
         counts: How many of each ``[tasks]``; fewer than it has, or nothing would remain.
-        generator: Draws.
 
     Example:
         >>> x = torch.arange(6.0).reshape(1, 6, 1)
-        >>> some, others = split(Samples(x, x), torch.tensor([2]), torch.Generator().manual_seed(0))
+        >>> some, others = split(Samples(x, x), torch.tensor([2]))
         >>> some.x.shape, others.x.shape
         (torch.Size([1, 2, 1]), torch.Size([1, 4, 1]))
     """
     real = samples.is_real()
-    keys = torch.rand(real.shape, generator=generator).to(real.device)
+    keys = torch.rand(real.shape, generator=own_generator()).to(real.device)
     order = samples.choose(torch.where(real, keys, 2.0).argsort(1))  # real ones first
     most = int(counts.max())
     if samples.mask is None and bool((counts == most).all()):
@@ -55,12 +62,10 @@ def split(samples: Samples, counts: Tensor, generator: torch.Generator) -> tuple
     return some, Samples(order.x, order.y, rest, samples.ways)
 
 
-def held_out(
-    samples: Samples, share: float, generator: torch.Generator
-) -> tuple[Samples, Samples] | None:
+def held_out(samples: Samples, share: float) -> tuple[Samples, Samples] | None:
     """What tasks learn from and what they are judged by; ``None`` where some task has too few samples."""
     counts = (share * samples.is_real().sum(1)).floor().long()
     if bool((counts < 1).any()):
         return None
-    held, learned = split(samples, counts, generator)
+    held, learned = split(samples, counts)
     return learned, held

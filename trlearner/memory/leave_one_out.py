@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from trlearner.batch import TaskBatch
-from trlearner.memory.known import all_samples, split
-from trlearner.memory.remembered import Known, Remembered
+from trlearner.learners.protocol import Learner
+from trlearner.memory.known import all_samples, own_generator, split
+from trlearner.memory.remembered import Known, Remembered, check_own
 
 MOST = 500
 """So many remembered tasks are enough to judge by."""
@@ -18,16 +19,31 @@ Judges = list[tuple[TaskBatch, Tensor | None]]
 """Tasks, and the positions of the models that are their own ``[tasks]``, which must not be asked."""
 
 
-def validation(tasks: Any) -> Judges:
-    """Tasks that are not remembered.
+def judges(
+    tasks: Any, own: Any, shots: int | None, remembered: Remembered, learner: Learner | None
+) -> Judges:
+    """Validation tasks, or without any the remembered tasks.
+
+    Args:
+        tasks: Validation tasks, or ``None``.
+        own: Their own models, or ``None``.
+        shots: As of `leave_one_out`.
+        remembered: As of `leave_one_out`.
+        learner: The memory's.
 
     Raises:
-        TypeError: They have no queries.
+        TypeError: The tasks have no queries.
+        ValueError: There are own models of no tasks, or as of `check_own` and `leave_one_out`.
     """
+    if tasks is None:
+        if own is not None:
+            raise ValueError("own must be the models of validation tasks; pass these, too.")
+        return leave_one_out(remembered, shots)
     if not isinstance(tasks, TaskBatch):
         raise TypeError(
             f"tasks must be a TaskBatch, whose queries tell what helps, got {type(tasks).__name__}."
         )
+    check_own(learner, own, len(tasks))
     return [(tasks, None)]
 
 
@@ -47,8 +63,8 @@ def leave_one_out(remembered: Remembered, shots: int | None) -> Judges:
             f"tune() without tasks needs the samples of at least two remembered tasks, got those of {total}. "
             "Pass validation tasks: samples are not saved with a memory, nor known of models without tasks."
         )
-    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:MOST].sort().values
-    judges: Judges = []
+    chosen = torch.randperm(total, generator=own_generator())[:MOST].sort().values
+    found: Judges = []
     first = 0
     for known in remembered.known:
         here = (chosen >= first) & (chosen < first + len(known.models))
@@ -56,8 +72,8 @@ def leave_one_out(remembered: Remembered, shots: int | None) -> Judges:
         first += len(known.models)
         if len(places):
             itself = remembered.positions(known)[places]
-            judges.append((_split(known, places, shots), itself))
-    return judges
+            found.append((_split(known, places, shots), itself))
+    return found
 
 
 def _split(known: Known, places: Tensor, shots: int | None) -> TaskBatch:
@@ -77,5 +93,5 @@ def _split(known: Known, places: Tensor, shots: int | None) -> TaskBatch:
             "every remembered task needs at least two samples, one for its support and one to judge by. Pass "
             "validation tasks."
         )
-    support, query = split(some, counts.clamp(max=shots), torch.Generator().manual_seed(1))
+    support, query = split(some, counts.clamp(max=shots))
     return TaskBatch(support, query)

@@ -12,7 +12,7 @@ from trlearner.consistency import Mixture
 
 RULES = ("gaussian", "softmax")
 
-TUNED = ("share", "neighbours", "spread", "noise", "kernel_scale", "temperature")
+TUNED = ("share", "neighbours", "spread", "noise", "kernel_scale", "std_scale", "temperature")
 """What `TaskMemory.tune` sets, and a saved memory holds."""
 
 
@@ -26,6 +26,7 @@ class Settings(Protocol):
     spread: Any
     noise: Any
     kernel_scale: Any
+    std_scale: Any
     share: Any
     temperature: Any
     mixture: Any
@@ -45,6 +46,7 @@ def check_options(settings: Settings) -> None:
     for name in ("neighbours", "top_k", "chunk_size"):
         check_whole(name, getattr(settings, name))
     check_number("spread", settings.spread, least=0)
+    check_number("std_scale", settings.std_scale, above=0)
     check_number("temperature", settings.temperature, above=0)
     if settings.share is not None:
         check_number("share", settings.share, least=0, most=1)

@@ -27,6 +27,8 @@ class Recalled:
         related: What the rule made of the tasks' labels; ``None`` where the share is 0.
         remembered: Who is asked.
         chunk_size: So many at once.
+        std_scale: What deviations are multiplied by.
+        tasks: How many there are.
     """
 
     own: Models | None
@@ -34,6 +36,7 @@ class Recalled:
     related: ByGaussians | BySoftmax | None
     remembered: Remembered
     chunk_size: int
+    std_scale: float
     tasks: int
 
     @property
@@ -92,7 +95,7 @@ class Recalled:
         if not std:
             return answer
         deviation = self.related.deviation(own, others, mean, self.share, query, kernel)
-        return answer, deviation
+        return answer, self.std_scale * deviation
 
     def _ask(self, query: Samples) -> Tensor:
         """What the chosen models say ``[tasks, kept, queries, *outputs]``."""

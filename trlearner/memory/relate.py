@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from trlearner.consistency import mixture_kind
 from trlearner.engines.adapted import Models
@@ -49,7 +48,7 @@ def by_gaussians(
     if scale is None:
         scale = float(unit.mean()) if labels.count else 1.0
     device = support.y.device
-    noise = noise.to(device) if isinstance(noise, Tensor) else torch.tensor(noise, device=device)
+    noise = torch.as_tensor(noise, dtype=torch.float64, device=device)
     rule = Gaussians(settings.neighbours, settings.spread, noise, settings.kernel, scale)
     if len(kept):
         said = kept.say(own, support, settings.chunk_size)

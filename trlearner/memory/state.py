@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from trlearner.learners.protocol import Learner
 from trlearner.memory.labels import PARTS as OF_LABELS
 from trlearner.memory.options import TUNED
+from trlearner.memory.remembered import finite
 from trlearner.seam import GradientTaskLearner
-from trlearner.types import Fast, State
 
 PARTS = ("fast", "state", "labels", "rule", *TUNED)
 
@@ -106,28 +105,4 @@ def _check_models(fast: Mapping[str, Tensor], learner: Learner) -> None:
         raise ValueError(
             f"remembered models must be finite, got NaN or infinity in those of tasks "
             f"{(~whole).nonzero().flatten().tolist()}. Remember these tasks again."
-        )
-
-
-def finite(fast: Fast) -> Tensor:
-    """Which models hold nothing but numbers ``[models]``."""
-    return torch.stack([t.reshape(len(t), -1).isfinite().all(1) for t in fast.values()]).all(0)
-
-
-def check_unchanged(before: State, learner: Learner) -> None:
-    """Refuse a learner that is not what it was when tasks were remembered.
-
-    Raises:
-        ValueError: Naming what changed.
-    """
-    now = learner.state()
-    changed = [
-        name
-        for name, t in before.items()
-        if name not in now or t.dtype != now[name].dtype or not torch.equal(t, now[name])
-    ]
-    if changed:
-        raise ValueError(
-            f"the learner's {changed[0]!r} is not what it was when tasks were remembered, so their "
-            "adapted models are of no use to it. Call memory.forget(), and remember them again."
         )

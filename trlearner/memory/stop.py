@@ -54,7 +54,7 @@ def learn(learner: Learner, samples: Samples, loss_fn: LossFn, steps: int, share
         chunks = _chunks(samples)
         models = [learner.adapt(some, loss_fn, steps=steps).dense() for some in chunks]
         return Learned(_joined(models), None, samples, samples)
-    parts = held_out(samples, share, torch.Generator().manual_seed(0))
+    parts = held_out(samples, share)
     learned, held = parts or (samples, samples)
     stops = [*(stop for stop in STOPS if stop < steps), steps]
     models, answers = [], []

@@ -16,10 +16,10 @@ from trlearner.engines.adapted import Adapted, Models
 from trlearner.learners.protocol import Learner, check_learner
 from trlearner.memory.by_gaussians import ByGaussians, Kernel
 from trlearner.memory.by_softmax import BySoftmax
-from trlearner.memory.keep import Kept, learned, sound
+from trlearner.memory.keep import learned, sound
 from trlearner.memory.known import Tasks, all_samples
 from trlearner.memory.labels import Labels
-from trlearner.memory.leave_one_out import leave_one_out, validation
+from trlearner.memory.leave_one_out import judges
 from trlearner.memory.options import TUNED, check_options
 from trlearner.memory.recall import Recalled
 from trlearner.memory.relate import by_gaussians, by_softmax, is_gaussian
@@ -27,10 +27,9 @@ from trlearner.memory.remembered import (
     Remembered,
     check_alike,
     check_callables,
-    check_own,
     own_models,
 )
-from trlearner.memory.state import check_state, check_unchanged
+from trlearner.memory.state import check_state
 from trlearner.memory.stop import STEPS
 from trlearner.memory.trial import Trier
 from trlearner.memory.tune import tune_gaussian, tune_softmax
@@ -79,7 +78,8 @@ class TaskMemory:
     three problems on curves, and confirmed on fresh test tasks.
 
     Attributes:
-        kernel_scale: b, the kernel's weight; `tune` sets it.
+        kernel_scale: b, the kernel's weight, by default the variance of the labels remembered.
+        std_scale: What deviations are multiplied by. `tune` lets 95 % of its tasks' labels lie within 1.96.
         left_out: How many models were not remembered, by reason.
 
     Example:
@@ -128,6 +128,7 @@ class TaskMemory:
         self.spread = spread
         self.noise = noise
         self.kernel_scale: float | None = None
+        self.std_scale = 1.0
         self.share = share
         self.temperature = temperature
         self.mixture: Mixture = mixture
@@ -180,7 +181,7 @@ class TaskMemory:
         )
         known = tasks if isinstance(tasks, TaskBatch) else samples
         self._kept.add_adapted(models[kept.tasks], known[kept.tasks])
-        self._note(kept)
+        self._labels, self.left_out = kept.labels, kept.with_others(self.left_out)
 
     @torch.no_grad()
     def remember_models(
@@ -213,7 +214,7 @@ class TaskMemory:
         some = [model for model, good in zip(models, kept.tasks.tolist(), strict=True) if good]
         known = tasks if isinstance(tasks, TaskBatch) else samples
         self._kept.add_callables(some, known[kept.tasks], together)
-        self._note(kept)
+        self._labels, self.left_out = kept.labels, kept.with_others(self.left_out)
 
     @torch.no_grad()
     def adapt(
@@ -253,7 +254,8 @@ class TaskMemory:
                 related = by_gaussians(self, self._kept, self._labels, models, samples)
             else:
                 related = by_softmax(self, self._kept, self.loss_fn, models, samples)
-        return Recalled(models, share, related, self._kept, self.chunk_size, len(samples))
+        more = (self._kept, self.chunk_size, self.std_scale, len(samples))
+        return Recalled(models, share, related, *more)
 
     @torch.no_grad()
     def tune(
@@ -284,13 +286,7 @@ class TaskMemory:
         """
         check_options(self)
         check_whole("shots", shots, optional=True)
-        if tasks is not None:
-            judges = validation(tasks)
-            check_own(self.learner, own, len(tasks))
-        elif own is None:
-            judges = leave_one_out(self._kept, shots)
-        else:
-            raise ValueError("own must be the models of validation tasks; pass these, too.")
+        tasks_to_judge = judges(tasks, own, shots, self._kept, self.learner)
         has_own = self.learner is not None or own is not None
 
         def own_of(support: Samples, places: Tensor) -> Models | None:
@@ -299,8 +295,8 @@ class TaskMemory:
             self._check_filled(models)
             return models
 
-        trier = Trier(self._kept, self.loss_fn, own_of, has_own, judges, self.chunk_size)
-        if is_gaussian(self, judges[0][0].query):
+        trier = Trier(self._kept, self.loss_fn, own_of, has_own, tasks_to_judge, self.chunk_size)
+        if is_gaussian(self, tasks_to_judge[0][0].query):
             return tune_gaussian(self, trier, self._labels)
         return tune_softmax(self, trier)
 
@@ -362,13 +358,5 @@ class TaskMemory:
             check_alike(self._kept.fast, own.fast)
 
     def _check_unchanged(self) -> None:
-        if self.learner is not None and self._kept.state:
-            self._kept.to(
-                next(iter(self.learner.state().values())).device
-            )  # it may have been moved
-            check_unchanged(self._kept.state, self.learner)
-
-    def _note(self, kept: Kept) -> None:
-        self._labels = kept.labels
-        for reason, count in kept.left_out.items():
-            self.left_out[reason] = self.left_out.get(reason, 0) + count
+        if self.learner is not None:
+            self._kept.check_unchanged(self.learner)

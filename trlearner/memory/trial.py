@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +14,13 @@ from trlearner.batch import TaskBatch
 from trlearner.consistency import Mixture, mixture_kind
 from trlearner.engines.adapted import Models
 from trlearner.gaussian import best_models
-from trlearner.memory.by_gaussians import Gaussians, Kernel, kernel_matrix
+from trlearner.memory.by_gaussians import ByGaussians, Gaussians, Kernel, kernel_matrix
 from trlearner.memory.by_softmax import BySoftmax, best_by_loss
 from trlearner.memory.leave_one_out import Judges
 from trlearner.memory.recall import blend
 from trlearner.memory.remembered import Remembered, losses_of, own_predictions
 from trlearner.memory.tuning import (
+    Setting,
     Trial,
     gaussian_settings,
     softmax_settings,
@@ -35,6 +37,31 @@ NUMBERS = 2**23
 
 Own = Callable[[Samples, Tensor], Models | None]
 """The own models of some tasks, from their supports and positions."""
+
+
+class Asked(NamedTuple):
+    """Some tasks, and what models say of them; ``None`` where there is no own model or no kernel."""
+
+    support: Samples
+    query: Samples
+    own: Models | None
+    near: Tensor  # of supports [tasks, kept, shots, *outputs]
+    others: Tensor  # of queries [tasks, kept, queries, *outputs]
+    on_support: Tensor | None  # of supports, by the own models
+    predicted: Tensor | None  # of queries, by the own models
+    matrix: Tensor | None  # the kernel on supports
+    between: Tensor | None  # the kernel between queries and supports
+
+    def relate(
+        self, setting: Setting, kernel: Kernel | None, unit: Tensor, kernel_unit: float
+    ) -> tuple[ByGaussians, Tensor, Tensor]:
+        """The rule's finding, what its models say of queries, and P."""
+        scale = setting.kernel_scale * kernel_unit
+        rule = Gaussians(setting.neighbours, setting.spread, setting.noise * unit, kernel, scale)
+        near = self.near[:, : setting.neighbours]
+        related = rule(near, self.support, self.on_support, self.matrix)
+        others = _chosen(self.others, related.models)
+        return related, others, related.mean(self.predicted, others, self.between)
 
 
 @dataclass(frozen=True)
@@ -68,28 +95,38 @@ class Trier:
         settings = gaussian_settings(len(self.remembered), kernel is not None, self.has_own)
         most = max(setting.neighbours for setting in settings)
         losses, alone = list[Tensor](), list[Tensor]()
-        for (support, query), itself, own in self._chunks(most):
-            said = self._said(own, support, itself)
-            models = best_models(said, support.y, most, support.mask)
-            near, others = _chosen(said, models), self._asked(own, query, models)
-            on_support = None if own is None else own_predictions(own, support)
-            predicted = None if own is None else own_predictions(own, query)
-            matrix = between = None
-            if kernel is not None:
-                matrix = kernel_matrix(kernel, support.x, support.x)
-                between = kernel_matrix(kernel, query.x, support.x)
+        for asked in self._ask_all(most, kernel):
             found = []
             for rule, group in itertools.groupby(settings, key=lambda s: s._replace(share=0.0)):
-                scale = rule.kernel_scale * kernel_unit
-                made = Gaussians(rule.neighbours, rule.spread, rule.noise * unit, kernel, scale)
-                related = made(near[:, : rule.neighbours], support, on_support, matrix)
-                mean = related.mean(predicted, _chosen(others, related.models), between)
-                answers = (blend(predicted, mean, s.share, "values") for s in group)
-                found += [self._losses(own, answer, query) for answer in answers]
+                _, _, mean = asked.relate(rule, kernel, unit, kernel_unit)
+                answers = (blend(asked.predicted, mean, s.share, "values") for s in group)
+                found += [self._losses(asked.own, answer, asked.query) for answer in answers]
             losses.append(torch.stack(found))
-            if predicted is not None:
-                alone.append(self._losses(own, predicted, query))
+            if asked.predicted is not None:
+                alone.append(self._losses(asked.own, asked.predicted, asked.query))
         return Trial(settings, torch.cat(losses, 1), torch.cat(alone) if alone else None)
+
+    def deviations(
+        self, setting: Setting, kernel: Kernel | None, unit: Tensor, kernel_unit: float
+    ) -> Tensor:
+        """How far labels lie from answers, in units of the rule's standard deviation ``[labels]``.
+
+        Args:
+            setting: Of the rule.
+            kernel: As of `gaussian`.
+            unit: As of `gaussian`.
+            kernel_unit: As of `gaussian`.
+        """
+        found = []
+        for asked in self._ask_all(setting.neighbours, kernel):
+            related, others, mean = asked.relate(setting, kernel, unit, kernel_unit)
+            answer = blend(asked.predicted, mean, setting.share, "values")
+            deviation = related.deviation(
+                asked.predicted, others, mean, setting.share, asked.query, asked.between
+            )
+            ratios = (asked.query.y - answer).abs() / deviation
+            found.append(ratios[asked.query.is_real()].flatten())
+        return torch.cat(found)
 
     def softmax(self, mixture: Mixture, top_k: int) -> tuple[Trial, float]:
         """Every setting of the softmax rule on every task, and the unit of temperatures.
@@ -120,6 +157,27 @@ class Trier:
             losses.append(torch.stack(found))
         known = torch.cat(alone) if self.has_own else None
         return Trial(settings, torch.cat(losses, 1), known), unit
+
+    def _ask_all(self, most: int, kernel: Kernel | None) -> Iterator[Asked]:
+        """What own models and the `most` remembered ones that fit best say of some of the tasks at a time."""
+        for (support, query), itself, own in self._chunks(most):
+            said = self._said(own, support, itself)
+            models = best_models(said, support.y, most, support.mask)
+            matrix = between = None
+            if kernel is not None:
+                matrix = kernel_matrix(kernel, support.x, support.x)
+                between = kernel_matrix(kernel, query.x, support.x)
+            yield Asked(
+                support,
+                query,
+                own,
+                near=_chosen(said, models),
+                others=self._asked(own, query, models),
+                on_support=None if own is None else own_predictions(own, support),
+                predicted=None if own is None else own_predictions(own, query),
+                matrix=matrix,
+                between=between,
+            )
 
     def _chunks(
         self, kept: int

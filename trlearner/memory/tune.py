@@ -14,6 +14,9 @@ from trlearner.memory.options import Settings, as_noise
 from trlearner.memory.trial import Trier
 from trlearner.memory.tuning import Tuned, choose
 
+WITHIN = 1.96
+"""95 % of the labels should lie within so many standard deviations."""
+
 
 def tune_softmax(settings: Settings, trier: Trier) -> Tuned:
     """Sets share and temperature.
@@ -30,7 +33,9 @@ def tune_softmax(settings: Settings, trier: Trier) -> Tuned:
 
 
 def tune_gaussian(settings: Settings, trier: Trier, labels: Labels) -> Tuned:
-    """Sets share, K, h, σ² and, with a kernel, b.
+    """Sets share, K, h, σ² and, with a kernel, b; then the scale of deviations.
+
+    Deviations are scaled so that 95 % of the tasks' labels lie within 1.96 of them.
 
     Args:
         settings: To be set.
@@ -50,6 +55,9 @@ def tune_gaussian(settings: Settings, trier: Trier, labels: Labels) -> Tuned:
     settings.noise = as_noise(best.noise * unit)
     if kernel is not None:
         settings.kernel_scale = best.kernel_scale * kernel_unit
+    if best.share:
+        ratios = trier.deviations(best, kernel, unit, kernel_unit)
+        settings.std_scale = float(ratios.quantile(0.95)) / WITHIN
     return Tuned(
         best.share,
         loss,
