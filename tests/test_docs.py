@@ -47,6 +47,7 @@ def learners() -> dict:
         "docs/when-it-helps.md",
     ],
 )
+@pytest.mark.filterwarnings("ignore:.* models are not remembered")  # their learners are not trained
 def test_code_blocks_run(page: str, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": "__main__"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,7 +134,9 @@ def remembering(arm: Arm, settings: Settings, seed: int) -> tr.TaskMemory:
     known = Sinusoids.draw(settings.pool, generator)[: settings.remembered]
     half = settings.samples // 2
     memory = tr.TaskMemory(arm.learner, mse_loss)
-    memory.remember(known.batch(half, settings.samples - half, generator))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a model or two that are no good and left out
+        memory.remember(known.batch(half, settings.samples - half, generator))
     return memory
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trlearner.engines.adapted import Adapted
+from trlearner.engines.adapted import Adapted, adapt
+from trlearner.engines.choose import without_graph
 from trlearner.learners.protocol import Learner
 from trlearner.memory.known import held_out
 from trlearner.rows import part_of
@@ -52,7 +53,7 @@ def learn(learner: Learner, samples: Samples, loss_fn: LossFn, steps: int, share
     """
     if not share:
         chunks = _chunks(samples)
-        models = [learner.adapt(some, loss_fn, steps=steps).dense() for some in chunks]
+        models = [_adapted(learner, some, loss_fn, steps) for some in chunks]
         return Learned(_joined(models), None, samples, samples)
     parts = held_out(samples, share)
     learned, held = parts or (samples, samples)
@@ -63,6 +64,12 @@ def learn(learner: Learner, samples: Samples, loss_fn: LossFn, steps: int, share
         models.append(best if parts is None else _again(best, whole, loss_fn, chosen))
         answers.append(said)
     return Learned(_joined(models), torch.cat(answers), held, learned)
+
+
+def _adapted(learner: Learner, samples: Samples, loss_fn: LossFn, steps: int) -> Adapted:
+    """As `Learner.adapt`, without a graph: it would be made anew for each number of steps."""
+    engine = without_graph(learner.engine_for(samples, loss_fn))
+    return adapt(engine, learner, learner.state(), samples, loss_fn, steps).dense()
 
 
 def _chunks(samples: Samples) -> list[Samples]:
@@ -80,7 +87,7 @@ def _until_best(
     """The best models, their answers to held-out samples, and the steps ``[tasks]`` of each."""
     best, answers, least, chosen = None, None, None, None
     for steps in stops:
-        models = learner.adapt(learned, loss_fn, steps=steps).dense()
+        models = _adapted(learner, learned, loss_fn, steps)
         said = models(held)
         losses = models.losses(loss_fn, said, held).nan_to_num(nan=torch.inf)
         if best is None or answers is None or least is None or chosen is None:
@@ -103,7 +110,7 @@ def _again(models: Adapted, samples: Samples, loss_fn: LossFn, chosen: Tensor) -
     fast: Fast = models.fast
     for steps in chosen.unique().tolist():
         tasks = (chosen == steps).nonzero().flatten()
-        again = learner.adapt(samples[tasks], loss_fn, steps=steps).dense()
+        again = _adapted(learner, samples[tasks], loss_fn, steps)
         after = again.losses(loss_fn, again(samples[tasks]), samples[tasks])
         better = after < before[tasks]
         fast = {
