@@ -217,7 +217,7 @@ class Scaled(nn.Linear):
 def test_parameters_may_be_single_numbers() -> None:
     x = torch.rand(4, 5, 3)
     memory = tr.TaskMemory(tr.MAML(Scaled(), lr=0.1, steps=1), rule="softmax")
-    memory.remember((x, x.sum(2, keepdim=True)))
+    memory.remember((x, x.sum(2, keepdim=True)), steps=1, held_out=0.0)
     assert memory.adapt((x, x.sum(2, keepdim=True)))(x).shape == (4, 5, 1)
 
 

@@ -59,7 +59,7 @@ class Collected:
         if not isinstance(together, bool):
             check_flag("together", together)
         if ways is not None:
-            check_whole("ways", ways)
+            check_whole("ways", ways, optional=True)
         self.regularizer = regularizer
         self.reduction = reduction
         self.together = together

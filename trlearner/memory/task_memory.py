@@ -160,6 +160,7 @@ class TaskMemory:
                 "tr.TaskMemory(learner), or pass models of your own to memory.remember_models(models)."
             )
         self._check_unchanged()
+        check_whole("steps", steps, least=0, optional=True)
         check_number("held_out", held_out, least=0, most=0.9)
         samples = all_samples(tasks)
         numbers = samples.y.is_floating_point()
