@@ -2,7 +2,7 @@
 
 The first two start alike, see the same batches and take the same clipped Adam steps (rate 1e-3, norm 1);
 the final weights count. The memory is made of the first one's learner: 300 of its training tasks are learned
-from 60 samples each, and the models predict the test tasks together. A minute and a half on one core.
+from 60 samples each, and the models predict the test tasks together. Three minutes on one core.
 
 The learner's settings were tuned for MAML **alone**, on other seeds (100 to 102) and other test tasks
 than the demo's. Test MSE after 1000 | 1750 | 2000 meta-steps of 16 tasks, mean over those seeds:
