@@ -56,10 +56,8 @@ class Collected:
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")
-        if not isinstance(together, bool):
-            check_flag("together", together)
-        if ways is not None:
-            check_whole("ways", ways, optional=True)
+        check_flag("together", together)
+        check_whole("ways", ways, optional=True)
         self.regularizer = regularizer
         self.reduction = reduction
         self.together = together
@@ -106,9 +104,8 @@ class Collected:
             raise TypeError(
                 f"predict must be a callable from inputs to predictions, got {type(predict).__name__}."
             )
-        if not (_is_pair(support) and _is_pair(query)):
-            check_pair("support", support)
-            check_pair("query", query)
+        check_pair("support", support)
+        check_pair("query", query)
         if any(same(predict, model) for model in self._models):
             raise ValueError(
                 "predict is the very model of a task that was added before: the same code reads the same "
@@ -287,11 +284,6 @@ class Collected:
     ) -> None:
         if kind is None and self._models and not self._closed:
             warn("tasks were added, but penalty() was never called: the relation term is missing.")
-
-
-def _is_pair(value: Any) -> bool:
-    """Whether this is what a loop usually adds."""
-    return type(value) is tuple and len(value) == 2 and all(isinstance(t, Tensor) for t in value)
 
 
 def _take_back(root: Tensor, scale: float | Tensor, retain_graph: bool = False) -> None:

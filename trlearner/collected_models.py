@@ -26,7 +26,7 @@ def packed(leaves: list[Tensor]) -> Tensor:
 
 
 def without_gradient(task: int) -> str:
-    """What is told of a model that was adapted without a graph."""
+    """The error for a model that was adapted without a graph."""
     return (
         f"the predictions of task {task}'s model carry no gradient. Adapt it with a graph: not under "
         "torch.no_grad(), and without .detach() on adapted parameters (with higher: "
@@ -62,9 +62,8 @@ class CollectedModels:
     def __init__(self, models: Sequence[Predict], together: bool) -> None:
         self._models, self._together = models, together
         self._asked: Sequence[int] = range(len(models))
-        self._layout: list[
-            tuple[TreeSpec, list[torch.Size]]
-        ] = []  # of predictions, once it is known
+        # Of predictions, once it is known; shared by all parts of these models.
+        self._layout: list[tuple[TreeSpec, list[torch.Size]]] = []
         self._checked: set[int] = set()
 
     @property
@@ -83,9 +82,7 @@ class CollectedModels:
     def __getitem__(self, part: slice | Tensor) -> CollectedModels:
         """Some of the models: a slice, or their positions ``[some]``."""
         some = object.__new__(CollectedModels)
-        some.__dict__ = {
-            **self.__dict__
-        }  # what is found out about one is known of all: see `_layout`
+        some.__dict__ = {**self.__dict__}
         places = range(len(self))[part] if isinstance(part, slice) else part.tolist()
         some._asked = [self._asked[place] for place in places]
         return some

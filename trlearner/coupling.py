@@ -135,4 +135,4 @@ def depends(run: Callable[[Tensor], Tensor], x: Tensor) -> bool:
 
 
 examined: weakref.WeakSet[object] = weakref.WeakSet()
-"""Whoever was examined."""
+"""Learners and extractors that were examined."""

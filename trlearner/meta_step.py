@@ -110,9 +110,8 @@ def asking(models: M, head: str | None) -> M:
     """The models that the relation term asks: these, or only their heads."""
     if head is None:
         return models
-    assert isinstance(models, Adapted) and isinstance(
-        models.learner, HasModel
-    )  # others are refused
+    assert isinstance(models, Adapted)  # others are refused
+    assert isinstance(models.learner, HasModel)
     return replace(models, learner=Head(models.learner, head))
 
 
@@ -149,7 +148,7 @@ def relation_term(
 
 def described(encoder: Encoder, models: Models, state: State, batch: TaskBatch) -> Tensor:
     """What the encoder makes of each task ``[tasks, dim]``; arguments as in `relation_term`."""
-    embeddings = encoder.encode({**state, **below(ENCODER, state)}, batch, models)
+    embeddings = encoder.encode(of_encoder(state), batch, models)
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
         check_tensor("embeddings", embeddings, "tasks, dim")
     return embeddings
@@ -215,7 +214,7 @@ def _named(models: Models, tasks: int, chosen: Tensor | None) -> Tensor | None:
     """The models to ask for each task ``[models, tasks]``; ``None`` to ask all about all."""
     if chosen is not None:
         return chosen.sort(1).values.T.contiguous()
-    # Whoever asks model by model and task by task need not ask a task's own, which has no weight.
+    # An engine that asks model by model and task by task skips a task's own model, which has no weight.
     if models.runner.together or not models.couples_samples() or tasks == 1:
         return None
     return all_others(tasks, torch.device("cpu"))  # they are known, and nobody waits for a GPU
@@ -270,7 +269,7 @@ def prototypes_of(parts: Parts, models: Models, state: State, batch: TaskBatch) 
     if parts.options.align == "none":
         return None
     assert isinstance(parts.encoder, HasPrototypes)  # checked with the options
-    return parts.encoder.prototypes({**state, **below(ENCODER, state)}, batch, models)
+    return parts.encoder.prototypes(of_encoder(state), batch, models)
 
 
 def aligned(options: Options, prototypes: Tensor, models: slice = slice(None)) -> Tensor:
@@ -290,6 +289,11 @@ def _confidence(alignment: Tensor) -> Tensor:
 
 
 # ---- the state ---------------------------------------------------------------------------------------
+
+
+def of_encoder(state: State) -> State:
+    """The regularizer's state, as its encoder takes it: the encoder's tensors also by its own names."""
+    return {**state, **below(ENCODER, state)}
 
 
 def state_of_loss(loss_fn: LossFn) -> dict[str, Tensor]:

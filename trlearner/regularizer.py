@@ -126,7 +126,7 @@ class TRLearner(nn.Module):
         (torch.Size([4, 4]), 'batched')
     """
 
-    # λ and the temperature are inputs of a graph, which is told of the options.
+    # λ and the temperature are inputs of a graph. The options are a part of its key: see `graph_step`.
     outside_graph = (
         *("lam", "temperature", "options"),
         *("monitor", "sampler", "generator", "_warned", "_passed"),

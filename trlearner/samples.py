@@ -50,8 +50,7 @@ class Samples:
         if self.mask is not None:
             object.__setattr__(self, "x", _fill(self.x, self.mask))
             object.__setattr__(self, "y", _fill(self.y, self.mask))
-        if self.ways is not None:
-            check_whole("ways", self.ways, optional=True)
+        check_whole("ways", self.ways, optional=True)
         if self.ways is not None and self.y.is_floating_point():
             raise ValueError(
                 f"ways={self.ways} is for class labels, but the targets are {self.y.dtype}. "

@@ -32,7 +32,7 @@ class Extractor(nn.Module):
     |---|---|
     | a part of the learner | the learner's, in training, in its ``state_dict()``, on its device |
     | the regularizer's, ``own=True`` | registered: trained, saved and moved with the regularizer |
-    | neither | inputs of the step, as they stand; whoever made the module trains, saves and moves it |
+    | neither | inputs of the step, as they stand; you train, save and move the module |
 
     Args:
         module: Maps inputs ``[samples, ...]`` to ``[samples, ...]``; ``None`` passes inputs on.

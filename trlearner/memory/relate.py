@@ -50,10 +50,7 @@ def by_gaussians(
     device = support.y.device
     noise = torch.as_tensor(noise, dtype=torch.float64, device=device)
     rule = Gaussians(settings.neighbours, settings.spread, noise, settings.kernel, scale)
-    if len(kept):
-        said = kept.say(own, support, settings.chunk_size)
-    else:
-        said = support.y.new_zeros(len(support), 0, *support.y.shape[1:])
+    said = kept.say(own, support, settings.chunk_size)
     prior = None if own is None or settings.kernel is None else own_predictions(own, support)
     return rule(said, support, prior)
 

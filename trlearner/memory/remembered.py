@@ -121,6 +121,8 @@ class Remembered:
             samples: The tasks'.
             size: So many models are asked at once.
         """
+        if not len(self):
+            return samples.y.new_zeros(len(samples), 0, *samples.y.shape[1:])
         rows: list[Tensor] = []
         if self.fast:
             rows.append(self._all_say(own, samples, size))

@@ -13,6 +13,7 @@ from torch import Tensor
 from trlearner.batch import TaskBatch
 from trlearner.consistency import Mixture, mixture_kind
 from trlearner.engines.adapted import Models
+from trlearner.functional import take
 from trlearner.gaussian import best_models
 from trlearner.memory.by_gaussians import ByGaussians, Gaussians, Kernel, kernel_matrix
 from trlearner.memory.by_softmax import BySoftmax, best_by_loss
@@ -60,7 +61,7 @@ class Asked(NamedTuple):
         rule = Gaussians(setting.neighbours, setting.spread, setting.noise * unit, kernel, scale)
         near = self.near[:, : setting.neighbours]
         related = rule(near, self.support, self.on_support, self.matrix)
-        others = _chosen(self.others, related.models)
+        others = take(self.others, related.models)
         return related, others, related.mean(self.predicted, others, self.between)
 
 
@@ -171,7 +172,7 @@ class Trier:
                 support,
                 query,
                 own,
-                near=_chosen(said, models),
+                near=take(said, models),
                 others=self._asked(own, query, models),
                 on_support=None if own is None else own_predictions(own, support),
                 predicted=None if own is None else own_predictions(own, query),
@@ -197,8 +198,6 @@ class Trier:
 
     def _said(self, own: Models | None, support: Samples, itself: Tensor | None) -> Tensor:
         """What models say of supports; the model of the task itself says nothing."""
-        if not len(self.remembered):
-            return support.y.new_zeros(len(support), 0, *support.y.shape[1:])
         said = self.remembered.say(own, support, self.chunk_size)
         if itself is None:
             return said
@@ -214,8 +213,3 @@ class Trier:
     def _losses(self, own: Models | None, predictions: Tensor, query: Samples) -> Tensor:
         losses = losses_of(own, self.loss_fn, predictions, query).double()
         return losses.nan_to_num(nan=EXPLODED).clamp(max=EXPLODED)
-
-
-def _chosen(predictions: Tensor, models: Tensor) -> Tensor:
-    """``[tasks, kept, samples, ...]`` of ``[tasks, models, samples, ...]``."""
-    return predictions[torch.arange(len(models), device=models.device)[:, None], models]
