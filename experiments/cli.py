@@ -232,7 +232,7 @@ def _lines(result: Mapping[str, Any], split: str) -> Iterator[str]:
 def _remembered(memory: Mapping[str, Any]) -> str:
     """What a memory holds, and the settings that were tuned."""
     left_out = sum(memory["left_out"].values())
-    held = f"{memory['tasks']} training tasks by {memory['samples']} samples"
+    held = f"{memory['tasks']} training tasks by at most {memory['samples']} samples each"
     held += f" ({left_out} more would ruin answers)" if left_out else ""
     if not memory["share"]:
         return f"The memory of {held} does not help for sure: answers are the learner's own."

@@ -71,17 +71,19 @@ def run(
     Raises:
         ValueError: The problem has no memory, or the run's weights are gone.
     """
-    size = memory_of(config.problem)
-    done = folder / RESULT
-    if not done.exists():
-        # Before training, so that nothing is trained for a memory that cannot be made.
-        known = training_tasks(config, size, data_dir, device)
-    result = train.run(config, folder, data_dir=data_dir, device=device, engine=engine, watch=watch)
-    if not done.exists():
-        print(f"Remembering {len(known)} training tasks by {size.samples} samples each", flush=True)
-        weights = _weights(folder / "weights.pt", device)
-        checkpoint.write_json(done, recall(config, weights, known, data_dir, device))
-    return {**result, "memory": checkpoint.read_json(done)}
+    done, size = folder / RESULT, memory_of(config.problem)
+    how: dict[str, Any] = {"data_dir": data_dir, "device": device, "engine": engine}
+    if done.exists():
+        result = train.run(config, folder, **how, watch=watch)
+        return {**result, "memory": checkpoint.read_json(done)}
+    # Before training, so that nothing is trained for a memory that cannot be made.
+    known = training_tasks(config, size, data_dir, device)
+    result = train.run(config, folder, **how, watch=watch)
+    weights = _weights(folder / "weights.pt", device)
+    print(f"Remembering {len(known)} training tasks...", flush=True)
+    memory = recall(config, weights, known, data_dir, device)
+    checkpoint.write_json(done, memory)
+    return {**result, "memory": memory}
 
 
 def recall(

@@ -53,14 +53,14 @@ def test_a_run_with_a_memory_tells_its_results_beside_the_learners(
     )
     assert own < recalled < told.index("test     by constant")
     assert "test      1 with memory  " in told and " % of the labels lie in the 95 % band" in told
-    assert "The memory holds 12 training tasks by 15 samples: share " in told
+    assert "The memory holds 12 training tasks by at most 15 samples each: share " in told
 
 
 def test_a_memory_that_does_not_help_is_told() -> None:
     memory = {"tasks": 9, "samples": 15, "left_out": {"not finite": 3}, "share": 0.0}
     assert cli._remembered(memory) == (
-        "The memory of 9 training tasks by 15 samples (3 more would ruin answers) does not help for sure: "
-        "answers are the learner's own."
+        "The memory of 9 training tasks by at most 15 samples each (3 more would ruin answers) does not help "
+        "for sure: answers are the learner's own."
     )
 
 

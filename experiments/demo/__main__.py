@@ -49,6 +49,9 @@ TEST_SEED = 1_000_000
 SHOWN_CURVES, SHOWN_RELATIONS = 4, 16
 """The first so many test tasks are drawn: not chosen by their looks."""
 
+SHOWN_ANSWER = 1
+"""The test task whose answer by the memory is drawn; the curve of task 0 is almost flat."""
+
 
 MEMORY = "MAML + memory"
 
@@ -149,6 +152,9 @@ def draw(trial: Trial, curves: Sinusoids, test: tr.TaskBatch, out: Path) -> Figu
     relations = plot.relations(trial.arms[1], curves[more], test[more])
     plot.save(functions, out / "functions.png")
     plot.save(relations, out / "relations.png")
+    task = slice(SHOWN_ANSWER, SHOWN_ANSWER + 1)
+    answer = tr.plot_memory(trial.memory, test.support[task], test.query[task])
+    plot.save(answer, out / "memory.png")
     return relations
 
 

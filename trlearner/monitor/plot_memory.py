@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +19,10 @@ POINTS = 200
 
 ROOM = 0.25
 """Curves go on beyond the shots by this share of their range."""
+
+FAR = 2.0
+"""The picture reaches beyond the labels by so many of their ranges at most: an own model that exploded would
+flatten all else."""
 
 OWN, RECALLED = "#0072b2", "#d55e00"
 OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -66,7 +69,7 @@ def plot_memory(
         >>> memory.remember(lines)
         >>> figure = tr.plot_memory(memory, lines.support[:1])
         >>> figure.axes[0].get_legend_handles_labels()[1][:3]
-        ['shots', 'own model', 'with the memory']
+        ['shots', 'own model', 'with the memory, share 1']
     """
     check_instance("memory", memory, TaskMemory, "Make one by tr.TaskMemory(learner).")
     check_whole("models", models, least=0)
@@ -81,16 +84,15 @@ def plot_memory(
     panel.plot(
         *_flat(*shots.real(0)), "o", color="black", mfc="white", ms=7, zorder=4, label="shots"
     )
-    seen = [shots.real(0)[1]]
     if labelled is not None:
-        seen.append(labelled.real(0)[1])
         at, y = _flat(*labelled.real(0))
         panel.plot(at, y, ".", color="black", ms=3, zorder=0, label="queries")
     if alone is not None:
         panel.plot(*_flat(x, alone(x[0])), color=OWN, lw=2.5, label="own model")
-    seen.append(_draw_answer(panel, memory, answer, x))
+    _draw_answer(panel, memory, answer, x)
+    frame = _limits(panel, shots if labelled is None else labelled)
     _draw_models(panel, answer, x, models)
-    panel.set(xlabel="x", ylabel="y", title=title, ylim=_limits(seen))
+    panel.set(xlabel="x", ylabel="y", title=title, ylim=frame)
     panel.grid(alpha=0.25)
     figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper")
     return figure
@@ -144,8 +146,8 @@ def _own_model(learner: Learner, memory: TaskMemory, shots: Samples) -> Predict:
     return lambda x: adapted(x[None])[0]
 
 
-def _draw_answer(panel: Any, memory: TaskMemory, answer: Recalled, x: Tensor) -> Tensor:
-    """The memory's answer, which is returned, and its band."""
+def _draw_answer(panel: Any, memory: TaskMemory, answer: Recalled, x: Tensor) -> None:
+    """The memory's answer and its band."""
     banded = memory.rule == "gaussian" and memory.mixture != "logits" and answer.share > 0
     mean, deviation = answer(x, std=True) if banded else (answer(x), None)
     at, y = _flat(x, mean)
@@ -156,7 +158,6 @@ def _draw_answer(panel: Any, memory: TaskMemory, answer: Recalled, x: Tensor) ->
         [deviations] = _flat(1.96 * deviation)
         low, high = y - deviations, y + deviations
         panel.fill_between(at, low, high, color=RECALLED, alpha=0.2, lw=0, label="95 % band")
-    return mean
 
 
 def _draw_models(panel: Any, answer: Recalled, x: Tensor, count: int) -> None:
@@ -176,11 +177,12 @@ def _draw_models(panel: Any, answer: Recalled, x: Tensor, count: int) -> None:
         panel.plot(*_flat(x, curve), color=colour, lw=1, ls="--", label=label)
 
 
-def _limits(seen: Sequence[Tensor]) -> tuple[float, float]:
-    """Vertical limits around these values: a model that is far off must not flatten all others."""
-    low, high = map(float, torch.cat([t.flatten() for t in seen]).aminmax())
-    room = 0.3 * (high - low) or 1.0
-    return low - room, high + room
+def _limits(panel: Any, known: Samples) -> tuple[float, float]:
+    """Vertical limits around all that is drawn so far, but no further from the labels than `FAR` allows."""
+    [labels] = _flat(known.real(0)[1])
+    low, high = panel.get_ylim()
+    far = FAR * float(labels.max() - labels.min()) or 1.0
+    return max(low, float(labels.min()) - far), min(high, float(labels.max()) + far)
 
 
 def _flat(*tensors: Tensor) -> list[Any]:
