@@ -81,7 +81,7 @@ def ablate(arguments: Sequence[str]) -> int:
     problem, rest = _problem("ablate", arguments)
     configs, where = _parse(problem, rest, Sweep)
     how = sweep.How(**{one.name: getattr(where, one.name) for one in fields(sweep.How)})
-    if where.memory:  # it is the same for all
+    if where.memory:  # tasks with too few samples are found here, not in every run
         recall.training_tasks(configs[0], recall.memory_of(problem), where.data_dir, "cpu")
     train.rehearse(configs, where.data_dir, where.engine)
     run, result = (recall.run, recall.RESULT) if where.memory else (train.run, worker.RESULT)

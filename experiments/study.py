@@ -68,7 +68,7 @@ class Trial:
         found = (self.result or {}).get(split)
         if not found or COVERAGE not in found[self.steps[0]]:
             return None
-        return found[self.steps[0]][COVERAGE]["summaries"]["mean"]
+        return found[self.steps[0]][COVERAGE]["summaries"].get("mean")
 
 
 @dataclass(frozen=True, eq=False)

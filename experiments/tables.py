@@ -131,13 +131,11 @@ class Arm:
         name: Alone, with the term, with a memory, or with both.
         cell: Its runs.
         alone: Those of the learner alone, if there are any.
-        memory: Whether the memory of its runs answers.
     """
 
     name: str
     cell: Cell
     alone: Cell | None
-    memory: bool
 
 
 def arms_of(study: Study, problem: str) -> Iterator[Arm]:
@@ -145,9 +143,9 @@ def arms_of(study: Study, problem: str) -> Iterator[Arm]:
     for cell in study.cells(problem):
         alone = study.baseline(problem, cell, {"lam": 0}) if cell.lam else cell
         plain, recalled = ("alone", "memory") if not cell.lam else ("term", "term and memory")
-        yield Arm(plain, cell, alone, memory=False)
+        yield Arm(plain, cell, alone)
         if (found := cell.with_memory()) is not None:
-            yield Arm(recalled, found, alone, memory=True)
+            yield Arm(recalled, found, alone)
 
 
 def costs(study: Study, problem: str) -> Table:

@@ -22,6 +22,7 @@ Run = Callable[[Config, Path], Any]
 """Trains a config in a folder. It ends with a file (`RESULT`), and goes on from where it was stopped."""
 
 RESULT = "result.json"
+"""The file that a run ends with, unless it is told another."""
 
 Outcome = Literal["done", "busy", "failed", "stopped", "lost"]
 """``busy``: somebody else is at it. ``lost``: the process died without a word."""
