@@ -75,7 +75,7 @@ def test_the_difference_is_paired_by_seed(finished):
 
 @pytest.mark.full
 def test_pictures_are_written(finished):
-    for name in ("functions.png", "relations.png"):
+    for name in ("functions.png", "relations.png", "memory.png"):
         content = (finished / name).read_bytes()
         assert content.startswith(b"\x89PNG")
         assert len(content) > 10_000

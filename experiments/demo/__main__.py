@@ -55,6 +55,9 @@ TEST_SEED = 1_000_000
 SHOWN_CURVES, SHOWN_RELATIONS = 4, 16
 """The first so many test tasks are drawn: not chosen by their looks."""
 
+SHOWN_ANSWER = 1
+"""The test task whose answer by the memory is drawn; the curve of task 0 is almost flat."""
+
 
 ARMS = ("MAML", "MAML + TRLearner")
 MEMORY = "MAML + memory"
@@ -206,6 +209,9 @@ def draw(settings: Settings, seed: int, made: Seed, out: Path) -> Figure:
     relations = plot.relations(arms[ARMS[1]], curves[more], test[more])
     plot.save(functions, out / "functions.png")
     plot.save(relations, out / "relations.png")
+    task = slice(SHOWN_ANSWER, SHOWN_ANSWER + 1)
+    answer = tr.plot_memory(trial.memory, test.support[task], test.query[task])
+    plot.save(answer, out / "memory.png")
     return relations
 
 
