@@ -210,7 +210,7 @@ def draw(settings: Settings, seed: int, made: Seed, out: Path) -> Figure:
     plot.save(functions, out / "functions.png")
     plot.save(relations, out / "relations.png")
     task = slice(SHOWN_ANSWER, SHOWN_ANSWER + 1)
-    answer = tr.plot_memory(trial.memory, test.support[task], test.query[task])
+    answer = tr.plot_memory(memory, test.support[task], test.query[task])
     plot.save(answer, out / "memory.png")
     return relations
 
