@@ -1,4 +1,5 @@
 import math
+import re
 import subprocess
 import sys
 
@@ -66,8 +67,6 @@ def test_networks_by_option():
     assert small.head.in_features == 4
     options = {"network": "resnet12", "widths": [2, 2, 4, 6]}
     assert build(options=options).network().head.in_features == 6
-    with pytest.raises(ValueError, match="network must be conv4 or resnet12, got 'vgg'"):
-        build(options={"network": "vgg"}).network()
 
 
 def test_networks_follow_torchs_random_state():
@@ -140,3 +139,17 @@ def test_importing_needs_no_matplotlib():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"network": "vgg"}, "the option network must be one of conv4, resnet12, got 'vgg'"),
+        ({"filters": 0}, "the option filters must be a whole number from 1 to 4096, got 0"),
+        ({"filters": "many"}, "the option filters must be a whole number from 1 to 4096"),
+        ({"network": "resnet12", "widths": [-1]}, "the option widths must be a list, each a whole"),
+    ],
+)
+def test_senseless_networks_are_refused(options, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        build(options=options).network()

@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from trlearner.experiments.data.cache import Draft, cached, fingerprint, stamp
 from trlearner.experiments.data.gallery import Gallery, Kind
 from trlearner.experiments.data.listing import inside, rows
 from trlearner.experiments.problem import Request, need
+from trlearner.experiments.setting import Range, option
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -65,9 +67,8 @@ def shrunk(
         pictures: By the name and the group of their class.
         request: Options ``size`` (84) and ``channels`` (3, or 1 for shades of gray).
     """
-    size, channels = (int(request.options.get(*o)) for o in (("size", 84), ("channels", 3)))
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 3 or 1 (shades of gray), got {channels}.")
+    size = option(request.options, "size", 84, int, Range(8, 1024))
+    channels = option(request.options, "channels", 3, Literal[1, 3])
     kinds = [Kind(*names, len(files)) for names, files in pictures.items()]
     files = [file for group in pictures.values() for file in group]
     missing = [file for file in files if not file.is_file()]

@@ -25,6 +25,7 @@ from trlearner.experiments.data.cache import Draft, cached, fingerprint
 from trlearner.experiments.data.gallery import Gallery, Kind
 from trlearner.experiments.data.handwriting import Hand, drawn
 from trlearner.experiments.problem import Request
+from trlearner.experiments.setting import Range, option
 
 SLANTS = "", "-Bold", "-Oblique", "-BoldOblique"
 SEEN = (
@@ -49,7 +50,7 @@ def by_character(request: Request) -> dict[str, Gallery]:
 
     Option: ``drawings`` of each character (20).
     """
-    gallery = glyphs(int(request.options.get("drawings", 20)))
+    gallery = glyphs(option(request.options, "drawings", 20, int, Range(2, 1000)))
     seen = gallery.where(lambda kind: kind.group != "shifted")
     splits = seen.split("name", {"train": 64, "validation": 16, "test": 20})
     test = {kind.name for kind in splits["test"].kinds}

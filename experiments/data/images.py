@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from trlearner.experiments.data.gallery import Gallery
 from trlearner.experiments.models.conv4 import Conv4
 from trlearner.experiments.models.resnet12 import ResNet12
 from trlearner.experiments.problem import Builder, Metric, Problem, Request
+from trlearner.experiments.setting import Range, option
 
 import trlearner as tr
 
@@ -61,7 +63,9 @@ def problem(name: str, request: Request) -> Problem:
     if request.pool is not None:
         splits["train"] = _pool(splits["train"], request)
     source = Episodes(
-        splits if request.options.get("on_host") else _moved(splits, request.device),
+        splits
+        if option(request.options, "on_host", False, bool)
+        else _moved(splits, request.device),
         request.shots,
         request.queries,
         request.ways,
@@ -83,12 +87,13 @@ def problem(name: str, request: Request) -> Problem:
 def network(request: Request, shape: torch.Size) -> nn.Module:
     """The network that the options name, for images of this shape."""
     channels, height, _ = shape
-    kind = request.options.get("network", "conv4")
+    options, width = request.options, Range(1, 4096)
+    kind = option(options, "network", "conv4", Literal["conv4", "resnet12"])
+    filters = option(options, "filters", 32, int, width)
+    widths = option(options, "widths", (64, 160, 320, 640), tuple[int, ...], width)
     if kind == "conv4":
-        return Conv4(request.ways, channels, height, int(request.options.get("filters", 32)))
-    if kind == "resnet12":
-        return ResNet12(request.ways, channels, request.options.get("widths", (64, 160, 320, 640)))
-    raise ValueError(f"network must be conv4 or resnet12, got {kind!r}.")
+        return Conv4(request.ways, channels, height, filters)
+    return ResNet12(request.ways, channels, widths)
 
 
 def accuracy(predictions: Tensor, query: tr.Samples) -> Tensor:

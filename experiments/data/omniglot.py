@@ -20,6 +20,7 @@ from trlearner.experiments.data import listing
 from trlearner.experiments.data.cache import Draft, cached, fingerprint, stamp
 from trlearner.experiments.data.gallery import Gallery, Kind
 from trlearner.experiments.problem import Request, need
+from trlearner.experiments.setting import option
 
 PARTS = "images_background", "images_evaluation"
 SIDE = 28
@@ -73,7 +74,7 @@ def characters(request: Request) -> Gallery:
             )
         key = {"code": code, "files": stamp(drawings, folder)}
         gallery = cached("omniglot", key, lambda: _unpacked(drawings))
-    return gallery.turned() if request.options.get("rotations", True) else gallery
+    return gallery.turned() if option(request.options, "rotations", True, bool) else gallery
 
 
 class Row(NamedTuple):

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from trlearner.experiments.data.regression import MSE
 from trlearner.experiments.data.turntable import Turns, Turntable
 from trlearner.experiments.models.pose import pose_network
 from trlearner.experiments.problem import Builder, MissingData, Problem, Request, need
+from trlearner.experiments.setting import Range, option
 
 DISTINCT = 0.21
 """Buses, fridges and closed cupboards lie below; cars (0.23), desks and all else above."""
@@ -53,7 +54,7 @@ def procedural(request: Request) -> Problem:
         name: invented(known, count, 100_000 * i) for i, (name, count) in enumerate(counts.items())
     }
     things["shifted"] = invented(shapes.SHIFTED, 30, 300_000)
-    size, count = options.get("size", 128), options.get("views", 100)
+    size, count = _size(options), _views(options)
     everything = [thing for part in things.values() for thing in part]
     gallery = views.gallery("pose-procedural", everything, None, count, size)
     splits, done = {}, 0
@@ -72,7 +73,8 @@ def meshes(request: Request) -> Problem:
         "the Debian package sweethome3d-furniture, or give any folder of .off, .obj or .stl files as "
         "options folder",
     )
-    up, least = options.get("up", "y"), options.get("distinct", DISTINCT)
+    up = option(options, "up", "y", Literal["y", "z"])
+    least = option(options, "distinct", DISTINCT, float, Range(0, 1))
     things = found(folder, up)
     index = folder / "index.csv"
     files = [folder / thing.name for thing in things] + [index] * index.exists()
@@ -80,7 +82,7 @@ def meshes(request: Request) -> Problem:
     things = views.distinct("pose-distinct", things, contents, least)
     if not things:
         raise ValueError(f"{folder}: all objects look alike from different sides; lower distinct.")
-    size, count = options.get("size", 128), options.get("views", 100)
+    size, count = _size(options), _views(options)
     gallery = views.gallery("pose-meshes", things, contents, count, size)
     kept = options.get("shifted", ["Vehicles", "Characters"])
     shares = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -154,7 +156,7 @@ def _problem(
     options: Mapping[str, Any],
     canonical: str,
 ) -> Problem:
-    size, filters = options.get("size", 128), options.get("filters", 64)
+    size, filters = _size(options), option(options, "filters", 64, int, Range(1, 4096))
     return Problem(
         source=Turntable(splits, turns, request, options.get("canonical", canonical)),
         network=partial(pose_network, size, filters),
@@ -179,6 +181,14 @@ def _options(request: Request, *names: str) -> Mapping[str, Any]:
     if strange := sorted(set(request.options) - known):
         raise ValueError(f"options must be among {', '.join(sorted(known))}, got {strange}.")
     return request.options
+
+
+def _size(options: Mapping[str, Any]) -> int:
+    return option(options, "size", 128, int, Range(8, 1024))
+
+
+def _views(options: Mapping[str, Any]) -> int:
+    return option(options, "views", 100, int, Range(2, 10_000))
 
 
 def _folder(request: Request, name: str, what: str, where: str) -> Path:
