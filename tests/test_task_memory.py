@@ -256,6 +256,33 @@ def test_classes_that_change_from_task_to_task_are_left_alone() -> None:
     assert memory.tune(tasks(40)).share == 0.0 and memory.tune().share == 0.0
 
 
+def test_classes_that_tasks_share_are_known_from_others() -> None:
+    """Three classes lie around the origin, turned by an angle of each task's own: one shot is vague."""
+    g = torch.Generator().manual_seed(0)
+
+    def tasks(number: int) -> tr.TaskBatch:
+        turn = math.tau * torch.rand(number, 1, generator=g)
+
+        def draw(samples: int) -> tuple[Tensor, Tensor]:
+            y = torch.arange(3).repeat(samples).expand(number, -1)
+            angle = turn + math.tau / 3 * y
+            x = 2 * torch.stack([angle.cos(), angle.sin()], -1)
+            return x + torch.randn(x.shape, generator=g), y
+
+        return tr.TaskBatch(draw(1), draw(10), ways=3)
+
+    made = tr.MAML(nn.Linear(2, 3), lr=0.3, steps=20, engine="batched")
+    memory, new = tr.TaskMemory(made, nn.functional.cross_entropy), tasks(300)
+    memory.remember(tasks(60))
+    assert memory.tune(tasks(100)).share > 0
+
+    def right(adapts: tr.MAML | tr.TaskMemory) -> float:
+        answers = adapts.adapt(new.support, nn.functional.cross_entropy)(new.query)
+        return float((answers.argmax(-1) == new.query.y).float().mean())
+
+    assert right(memory) > right(made) + 0.02
+
+
 def test_what_is_saved_answers_alike() -> None:
     memory, new = memory_of_waves(), waves(4, 1)
     memory.tune()
