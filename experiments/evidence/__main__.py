@@ -6,6 +6,8 @@ python -m trlearner.experiments.evidence train     # then whatever the table com
 python -m trlearner.experiments.evidence recall    # then memories of training tasks for these
 python -m trlearner.experiments.evidence collect   # raw numbers into experiments/results/evidence
 python -m trlearner.experiments.evidence table     # the table of these; needs nothing else
+python -m trlearner.experiments.evidence remember  # memories by the Gaussian rule, on fresh test tasks
+python -m trlearner.experiments.evidence remembered  # the table of these; needs nothing else
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from pathlib import Path
 import torch
 from trlearner.experiments import sweep, train
 from trlearner.experiments.config import Config
-from trlearner.experiments.evidence import collect, table
+from trlearner.experiments.evidence import collect, remembered, table
 from trlearner.experiments.evidence.cells import ARMS, CELLS, Cell
 from trlearner.experiments.evidence.recall import recall_all
+from trlearner.experiments.evidence.remember import remember_all
 
 RESULTS = Path("experiments/results/evidence")
 
@@ -32,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    stages = ("tune", "term", "train", "recall", "collect", "table")
+    stages = ("tune", "term", "train", "recall", "collect", "table", "remember", "remembered")
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -51,6 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     if told.stage == "table":
         print(table.write(told.results))
+        return 0
+    if told.stage == "remembered":
+        print(remembered.write(told.results))
+        return 0
+    if told.stage == "remember":
+        remember_all(cells, told.runs, told.results, told.data_dir)
         return 0
     if told.stage == "collect":
         collect.collect(cells, told.runs, told.results)

@@ -26,9 +26,13 @@ def collect(cells: Sequence[Cell], root: Path, out: Path) -> None:
         ]
         if runs:
             out.mkdir(parents=True, exist_ok=True)
-            name = cell.name.replace(", ", "-").replace(" ", "-").lower()
             record = {"cell": cell.name, "runs": runs, "tuning": _tuning(cell, root)}
-            checkpoint.write_json(out / f"{name}.json", record)
+            checkpoint.write_json(out / file_of(cell), record)
+
+
+def file_of(cell: Cell) -> str:
+    """The name of a cell's file."""
+    return cell.name.replace(", ", "-").replace(" ", "-").lower() + ".json"
 
 
 def _numbers(config: Config, folder: Path) -> dict[str, Any]:
@@ -47,9 +51,9 @@ def _numbers(config: Config, folder: Path) -> dict[str, Any]:
         "trivial": result.get("trivial", {}).get("test"),  # not in results of old
         "seconds_per_step": timing["seconds_per_step"],
         "gradients": gradients(folder / "events") if config.lam else {},
-        "tasks": _short(own),
+        "tasks": short(own),
         "memory": {name: memory[name] for name in ("steps", "share", "temperature") if memory},
-        "tasks_with_memory": _short(memory["test"][metric]["tasks"]) if memory else None,
+        "tasks_with_memory": short(memory["test"][metric]["tasks"]) if memory else None,
     }
 
 
@@ -87,5 +91,6 @@ def _tuning(cell: Cell, root: Path) -> Sequence[dict[str, Any]]:
     return tried
 
 
-def _short(values: Sequence[float | None]) -> list[float | None]:
+def short(values: Sequence[float | None]) -> list[float | None]:
+    """As they are kept."""
     return [None if v is None else float(f"{v:.{DIGITS}g}") for v in values]
