@@ -1,7 +1,6 @@
 """Every engine x learner x order against the loop-only reference and finite differences."""
 
 import functools
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -45,54 +44,14 @@ def regularizer(encoder: tr.Encoder, **options: object) -> tr.TRLearner:
     return tr.TRLearner(encoder=encoder, heads=3, lam=0.7, **options).double()
 
 
-def agree(out: tr.Output, expected: contracts.Truth) -> None:
-    close(out.loss, expected.loss, TIGHT)
-    close(out.task_loss, expected.task_loss, TIGHT)
-    close(out.relation_loss, expected.relation_loss, TIGHT)
-    close(out.relations, expected.relations, TIGHT)
-    close(out.weights, expected.weights, TIGHT)
-
-
-@dataclass
-class Problem:
-    """A meta-step, and what the formulas say about it: nothing here depends on the engine."""
-
-    learner: tr.Learner
-    reg: tr.TRLearner
-    batch: tr.TaskBatch
-    truth: contracts.Truth
-    gradients: dict[str, torch.Tensor]
-
-    def agrees(self, engine: str) -> None:
-        """Run the step on an engine and compare all of it."""
-        self.learner.engine = engine
-        out = self.reg(self.learner, self.batch)
-        assert out.engine == engine
-        agree(out, self.truth)
-        found = contracts.gradients(out.loss, self.learner, self.reg)
-        assert found.keys() == self.gradients.keys()
-        for key, wanted in self.gradients.items():
-            close(found[key], wanted, TIGHT)
-
-
-def problem(
-    name: str,
-    learner: tr.Learner,
-    reg: tr.TRLearner,
-    batch: tr.TaskBatch,
-    *first_order: bool,
-    **options: object,
-) -> Problem:
-    truth = contracts.truth(name, learner, reg, batch, *first_order, **options)
-    return Problem(learner, reg, batch, truth, contracts.gradients(truth.loss, learner, reg))
-
-
 @functools.cache
-def regression(name: str, first_order: bool) -> Problem:
+def regression(name: str, first_order: bool) -> contracts.Problem:
     model, weights = contracts.net(), {"normalize": "softmax", "temperature": 0.5}
     learner = contracts.learner(name, model, "loop", first_order=first_order)
     reg = regularizer(tr.InputEncoder(model.body, dim=HIDDEN), **weights)
-    made = problem(name, learner, reg, contracts.regression_batch(), first_order, **weights)
+    made = contracts.problem(
+        name, learner, reg, contracts.regression_batch(), first_order, **weights
+    )
     # Nothing is compared that is zero for a reason of its own.
     assert all(wanted.abs().max() > 1e-8 for wanted in made.gradients.values())
     return made
@@ -125,14 +84,14 @@ def test_every_encoder_gives_the_same_step_on_every_engine(engine: str, encoder:
 
 
 @functools.cache
-def classification(name: str, encoder: str, align: str) -> Problem:
+def classification(name: str, encoder: str, align: str) -> contracts.Problem:
     model, batch = contracts.net(), contracts.class_batch()
     learner = contracts.learner(name, model, "loop")
     made = tr.InputEncoder(model.body, dim=HIDDEN) if encoder == "input" else labelled()
     reg = regularizer(made, loss_fn=contracts.cross_entropy, align=align)
     g = learner.model.body if encoder == "input" else (lambda x: x)
     aligned = alignment(align, g, batch)
-    return problem(name, learner, reg, batch, kind="logits", alignment=aligned)
+    return contracts.problem(name, learner, reg, batch, kind="logits", alignment=aligned)
 
 
 @pytest.mark.parametrize("engine", BATCHED_FIRST)
@@ -217,7 +176,7 @@ def test_first_order_gradient_is_that_of_frozen_inner_gradients(engine: str) -> 
 
 
 @functools.cache
-def ragged(name: str, top_k: int | None) -> Problem:
+def ragged(name: str, top_k: int | None) -> contracts.Problem:
     """Tasks of unequal size, of which the formulas know only the real samples."""
     classes = name in CLASSIFIERS
     tasks = contracts.tasks_of(contracts.class_batch() if classes else contracts.regression_batch())
@@ -233,7 +192,7 @@ def ragged(name: str, top_k: int | None) -> Problem:
     loss_fn = contracts.cross_entropy if classes else torch.nn.functional.mse_loss
     reg = regularizer(tr.InputEncoder(model.body, dim=HIDDEN), loss_fn=loss_fn, top_k=top_k)
     kind = "logits" if classes else "values"
-    return problem(name, learner, reg, batch, kind=kind, top_k=top_k)
+    return contracts.problem(name, learner, reg, batch, kind=kind, top_k=top_k)
 
 
 @pytest.mark.parametrize("engine", BATCHED_FIRST)
