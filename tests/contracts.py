@@ -151,7 +151,8 @@ def slopes(function: Callable[[], Tensor], tensor: Tensor) -> Tensor:
 
 def along(gradient: Tensor) -> Tensor:
     """What `slopes` must be by this gradient."""
-    return (directions(gradient.shape) * gradient).flatten(1).sum(1)
+    ways = directions(gradient.shape)
+    return (ways * gradient).reshape(len(ways), -1).sum(1)
 
 
 @dataclass
