@@ -164,7 +164,7 @@ def test_leave_one_out_is_a_loop_of_memories_without_the_task() -> None:
         losses.append(float(mse_loss(recalled, known[[i]].query.y)))
     from trlearner.memory.leave_one_out import leave_one_out
     from trlearner.memory.remembered import own_models
-    from trlearner.memory.trial import Trier
+    from trlearner.memory.tune import Trier
 
     trier = Trier(
         memory._kept,

@@ -45,9 +45,8 @@ def split(samples: Samples, counts: Tensor) -> tuple[Samples, Samples]:
         >>> some.x.shape, others.x.shape
         (torch.Size([1, 2, 1]), torch.Size([1, 4, 1]))
     """
-    real = samples.is_real()
-    keys = torch.rand(real.shape, generator=own_generator()).to(real.device)
-    order = samples.choose(torch.where(real, keys, 2.0).argsort(1))  # real ones first
+    keys = torch.rand(samples.x.shape[:2], generator=own_generator())
+    order = samples.choose(_in_order(samples, keys))
     most = int(counts.max())
     if samples.mask is None and bool((counts == most).all()):
         parts = (slice(None, most), slice(most, None))
@@ -55,11 +54,26 @@ def split(samples: Samples, counts: Tensor) -> tuple[Samples, Samples]:
             Samples.unchecked(order.x[:, p], order.y[:, p], None, samples.ways) for p in parts
         )
         return some, others
-    place = torch.arange(real.shape[1], device=real.device)
-    first = place < counts[:, None].to(real.device)
+    place = torch.arange(order.x.shape[1], device=order.x.device)
+    first = place < counts[:, None].to(place.device)
     some = Samples(order.x[:, :most], order.y[:, :most], first[:, :most], samples.ways)
     rest = order.is_real() & ~first
     return some, Samples(order.x, order.y, rest, samples.ways)
+
+
+def at_most(samples: Samples, count: int) -> Samples:
+    """So many random samples of each task, or all where it has no more; at the same places of each."""
+    width = samples.x.shape[1]
+    if width <= count:
+        return samples
+    keys = torch.rand(width, generator=own_generator())
+    return samples.choose(_in_order(samples, keys.expand(len(samples), width))[:, :count])
+
+
+def _in_order(samples: Samples, keys: Tensor) -> Tensor:
+    """Positions of each task's samples ``[tasks, samples]``: real ones by their keys, then padding."""
+    real = samples.is_real()
+    return torch.where(real, keys.to(real.device), 2.0).argsort(1)
 
 
 def held_out(samples: Samples, share: float) -> tuple[Samples, Samples] | None:

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from trlearner.batch import TaskBatch
 from trlearner.learners.protocol import Learner
-from trlearner.memory.known import all_samples, own_generator, split
+from trlearner.memory.known import all_samples, at_most, own_generator, split
 from trlearner.memory.remembered import Known, Remembered, check_own
 
 MOST = 500
 """So many remembered tasks are enough to judge by."""
+
+QUERIES = 32
+"""And so many of each one's queries: tasks differ more than the queries of one."""
 
 Judges = list[tuple[TaskBatch, Tensor | None]]
 """Tasks, and the positions of the models that are their own ``[tasks]``, which must not be asked."""
@@ -50,6 +53,8 @@ def judges(
 def leave_one_out(remembered: Remembered, shots: int | None) -> Judges:
     """The remembered tasks, at most `MOST` of them, each of which is to be predicted by the others' models.
 
+    Of each task at most `QUERIES` queries are asked for.
+
     Args:
         remembered: Models and their tasks.
         shots: So many random samples of each task are its support; by default, as it was remembered.
@@ -72,7 +77,8 @@ def leave_one_out(remembered: Remembered, shots: int | None) -> Judges:
         first += len(known.models)
         if len(places):
             itself = remembered.positions(known)[places]
-            found.append((_split(known, places, shots), itself))
+            batch = _split(known, places, shots)
+            found.append((TaskBatch(batch.support, at_most(batch.query, QUERIES)), itself))
     return found
 
 

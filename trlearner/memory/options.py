@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trlearner.checks import check_choice, check_function, check_number, check_whole, shown
 from trlearner.consistency import Mixture
+from trlearner.samples import Samples
 
 RULES = ("gaussian", "softmax")
 
@@ -32,6 +33,12 @@ class Settings(Protocol):
     mixture: Any
     top_k: Any
     chunk_size: Any
+
+
+def is_gaussian(settings: Settings, samples: Samples) -> bool:
+    """Whether the Gaussian rule is asked for, and these are targets for it."""
+    numbers = samples.y.is_floating_point()
+    return bool(settings.rule == "gaussian" and numbers and settings.mixture != "logits")
 
 
 def check_options(settings: Settings) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from trlearner.checks import check_flag
 from trlearner.consistency import mix
 from trlearner.engines.adapted import Models
-from trlearner.memory.by_gaussians import ByGaussians
-from trlearner.memory.by_softmax import BySoftmax
+from trlearner.memory.gaussians import ByGaussians
 from trlearner.memory.remembered import Remembered, own_predictions
+from trlearner.memory.softmax import BySoftmax
 from trlearner.samples import Samples, check_mask
 
 

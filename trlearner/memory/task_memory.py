@@ -14,26 +14,24 @@ from trlearner.collected_models import Predict
 from trlearner.consistency import Mixture
 from trlearner.engines.adapted import Adapted, Models
 from trlearner.learners.protocol import Learner, check_learner
-from trlearner.memory.by_gaussians import ByGaussians, Kernel
-from trlearner.memory.by_softmax import BySoftmax
+from trlearner.memory.candidates import Tuned
+from trlearner.memory.gaussians import ByGaussians, Kernel, by_gaussians
 from trlearner.memory.keep import learned, sound
 from trlearner.memory.known import Tasks, all_samples
 from trlearner.memory.labels import Labels
 from trlearner.memory.leave_one_out import judges
-from trlearner.memory.options import TUNED, check_options
+from trlearner.memory.options import TUNED, check_options, is_gaussian
 from trlearner.memory.recall import Recalled
-from trlearner.memory.relate import by_gaussians, by_softmax, is_gaussian
 from trlearner.memory.remembered import (
     Remembered,
     check_alike,
     check_callables,
     own_models,
 )
+from trlearner.memory.softmax import BySoftmax, by_softmax
 from trlearner.memory.state import check_state
 from trlearner.memory.stop import STEPS
-from trlearner.memory.trial import Trier
-from trlearner.memory.tune import tune_gaussian, tune_softmax
-from trlearner.memory.tuning import Tuned
+from trlearner.memory.tune import Trier, tune_gaussian, tune_softmax
 from trlearner.samples import Samples, samples_of
 from trlearner.types import LossFn
 
@@ -265,7 +263,7 @@ class TaskMemory:
 
         Args:
             tasks: Validation tasks, about a hundred or more: neither remembered ones, nor those of a test. By
-                default the remembered tasks, at most 500 of them.
+                default the remembered tasks, at most 500 of them, and 32 queries of each.
             shots: Without validation tasks: so many random samples of each task are its support. By default
                 support and queries are those that the tasks were remembered with.
             own: As of `adapt`, one model for each of the validation tasks.

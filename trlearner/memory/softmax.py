@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trlearner.consistency import mix
+from trlearner.consistency import mix, mixture_kind
 from trlearner.engines.adapted import Models
-from trlearner.memory.remembered import losses_of
+from trlearner.memory.options import Settings
+from trlearner.memory.remembered import Remembered, losses_of
 from trlearner.samples import Samples
 from trlearner.types import LossFn
 
@@ -57,6 +58,24 @@ class BySoftmax:
         others = torch.where(others.isfinite(), others, own)
         weights = torch.cat([1 - weights.sum(1, keepdim=True), weights], 1)
         return mix(torch.cat([own[None], others]), weights, self.kind)
+
+
+def by_softmax(
+    settings: Settings, kept: Remembered, loss_fn: LossFn, own: Models | None, support: Samples
+) -> BySoftmax:
+    """By the softmax rule.
+
+    Args:
+        settings: The memory's.
+        kept: What it remembers.
+        loss_fn: For one task.
+        own: The new tasks' own models.
+        support: Their support samples.
+    """
+    kind = mixture_kind(settings.mixture, support.y, "softmax")
+    said = kept.say(own, support, settings.chunk_size)
+    found = best_by_loss(own, loss_fn, said, support, settings.top_k, settings.chunk_size)
+    return BySoftmax(*found, settings.temperature, kind)
 
 
 def best_by_loss(

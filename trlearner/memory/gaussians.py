@@ -8,7 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trlearner.engines.adapted import Models
 from trlearner.gaussian import gaussian_posterior, posterior_mean, posterior_variance
+from trlearner.memory.labels import NOISE, Labels
+from trlearner.memory.options import Settings
+from trlearner.memory.remembered import Remembered, own_predictions
 from trlearner.posterior import Posterior
 from trlearner.samples import Samples
 
@@ -156,6 +160,40 @@ class Gaussians:
             **scale,  # type: ignore[arg-type]
         )
         return ByGaussians(posterior, self.kernel, support)
+
+
+def by_gaussians(
+    settings: Settings, kept: Remembered, labels: Labels, own: Models | None, support: Samples
+) -> ByGaussians:
+    """By the Gaussian rule.
+
+    Args:
+        settings: The memory's.
+        kept: What it remembers.
+        labels: Of the remembered tasks.
+        own: The new tasks' own models.
+        support: Their support samples.
+
+    Raises:
+        ValueError: Nothing says how noisy labels are.
+    """
+    noise, scale, unit = settings.noise, settings.kernel_scale, labels.variance()
+    if noise is None:
+        if not labels.count:
+            raise ValueError(
+                "noise must be given where the memory knows no labels, got None. Pass the tasks of your "
+                "models, memory.remember_models(models, tasks), call memory.tune(validation_tasks), or set "
+                "memory.noise."
+            )
+        noise = NOISE * unit
+    if scale is None:
+        scale = float(unit.mean()) if labels.count else 1.0
+    device = support.y.device
+    noise = torch.as_tensor(noise, dtype=torch.float64, device=device)
+    rule = Gaussians(settings.neighbours, settings.spread, noise, settings.kernel, scale)
+    said = kept.say(own, support, settings.chunk_size)
+    prior = None if own is None or settings.kernel is None else own_predictions(own, support)
+    return rule(said, support, prior)
 
 
 def kernel_matrix(kernel: Kernel, a: Tensor, b: Tensor) -> Tensor:
