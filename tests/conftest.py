@@ -29,12 +29,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Every annotation of the library becomes a check, before anything imports it; as for type checkers,
-# an int passes for a float. TRLEARNER_TYPECHECK=0 leaves the library as its users have it.
+# TRLEARNER_TYPECHECK=0 leaves the library as its users have it.
 if os.environ.get("TRLEARNER_TYPECHECK", "1") != "0":
-    jaxtyping.install_import_hook(
-        "trlearner", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-    )
+    from shape_checks import install
+
+    install()
 
 # Helper modules assert, too, and should say what differed.
 pytest.register_assert_rewrite("reference", "contracts")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 import torch
@@ -151,7 +151,8 @@ def slopes(function: Callable[[], Tensor], tensor: Tensor) -> Tensor:
 
 def along(gradient: Tensor) -> Tensor:
     """What `slopes` must be by this gradient."""
-    return (directions(gradient.shape) * gradient).flatten(1).sum(1)
+    ways = directions(gradient.shape)
+    return (ways * gradient).reshape(len(ways), -1).sum(1)
 
 
 @dataclass
@@ -201,6 +202,42 @@ def truth(
         **options,
     )
     return Truth(*found)
+
+
+@dataclass
+class Problem:
+    """A meta-step, and what the formulas say about it: nothing here depends on the engine."""
+
+    learner: tr.Learner
+    reg: tr.TRLearner
+    batch: tr.TaskBatch
+    truth: Truth
+    gradients: dict[str, Tensor]
+
+    def agrees(self, engine: str) -> None:
+        """Runs the step on an engine and compares all of it."""
+        self.learner.engine = engine
+        out = self.reg(self.learner, self.batch)
+        assert out.engine == engine
+        for part in fields(Truth):
+            close(getattr(out, part.name), getattr(self.truth, part.name))
+        found = gradients(out.loss, self.learner, self.reg)
+        assert found.keys() == self.gradients.keys()
+        for name, expected in self.gradients.items():
+            close(found[name], expected)
+
+
+def problem(
+    name: str,
+    made: tr.Learner,
+    reg: tr.TRLearner,
+    batch: tr.TaskBatch,
+    first_order: bool = False,
+    **options: object,
+) -> Problem:
+    """Arguments as for `truth`."""
+    expected = truth(name, made, reg, batch, first_order, **options)
+    return Problem(made, reg, batch, expected, gradients(expected.loss, made, reg))
 
 
 def labelled_embedding(

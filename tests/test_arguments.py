@@ -108,7 +108,9 @@ def reg() -> tr.TRLearner:
 
 def memory() -> tr.TaskMemory:
     made = tr.TaskMemory(learner())
-    made.remember(batch(), held_out=0.0)  # labels are noise: no model would be worth remembering
+    made.remember(
+        batch(), steps=1, held_out=0.0
+    )  # labels are noise: no model would be worth remembering
     return made
 
 
@@ -360,7 +362,8 @@ CASES: dict[str, Case] = {
          "mixture": "choice", "top_k": "count", "chunk_size": "count"},
     ),
     "remember": Case(
-        lambda **k: tr.TaskMemory(learner()).remember(**{"held_out": 0.0, **k}), lambda: {"tasks": batch()},
+        lambda **k: tr.TaskMemory(learner()).remember(**{"held_out": 0.0, **k}),
+        lambda: {"tasks": batch(), "steps": 1},
         {"tasks": "pair", "steps": optional("whole"), "held_out": "share below 1"},
         {"tasks": "tasks|x must"},
     ),

@@ -1,5 +1,6 @@
 """Sequence layers that mix a task's samples are found, and every engine then asks task by task."""
 
+import functools
 import warnings
 
 import pytest
@@ -124,20 +125,23 @@ def test_every_model_sees_each_task_alone(make, engine, masked):
             assert_close(answers[j, i, : len(x)], wanted, **TIGHT)
 
 
+@functools.cache
+def term(engine: str, *options: tuple[str, object]) -> list[Tensor]:
+    """The relation term and the gradients of a step."""
+    model, generator = made(attention(False)), torch.Generator().manual_seed(3)
+    learner = tr.MAML(model, lr=0.1, steps=1, engine=engine)
+    encoder = tr.UpdateEncoder(dim=4)
+    reg = tr.TRLearner(encoder, generator=generator, **dict(options)).double()
+    with pytest.warns(UserWarning, match="takes them for steps"):
+        out = reg(learner, batch())
+    out.loss.backward()
+    return [out.relation_loss, *(p.grad for p in model.parameters())]
+
+
 @pytest.mark.parametrize("options", [{}, {"queries": 0.5}, {"chunk_size": 1}, {"top_k": 1}])
 @pytest.mark.parametrize("engine", ["batched", *later("traced", "auto")])
 def test_the_relation_term_agrees_with_loop(engine, options):
-    found = {}
-    for name in ("loop", engine):
-        model = made(attention(False))
-        learner = tr.MAML(model, lr=0.1, steps=1, engine=name)
-        generator = torch.Generator().manual_seed(3)
-        reg = tr.TRLearner(encoder=tr.UpdateEncoder(dim=4), generator=generator, **options).double()
-        with pytest.warns(UserWarning, match="takes them for steps"):
-            out = reg(learner, batch())
-        out.loss.backward()
-        found[name] = [out.relation_loss, *(p.grad for p in model.parameters())]
-    assert_close(found[engine], found["loop"], **TIGHT)
+    assert_close(term(engine, *options.items()), term("loop", *options.items()), **TIGHT)
 
 
 @pytest.mark.filterwarnings("ignore:dim must be at least 2")

@@ -12,38 +12,35 @@ from functools import partial
 
 import pytest
 import torch
+from trlearner.integrations.examples import distributed
 
 from ranks import free_port
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs" / "scaling.md"
 
 
-def example(arguments: list[str], processes: int = 0) -> list[str]:
-    """The command of the example."""
+def example(arguments: list[str]) -> list[str]:
+    """The command of the example, on two processes."""
     module = ["-m", "trlearner.integrations.examples.distributed", *arguments]
-    if not processes:
-        return [sys.executable, *module]
-    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
     launch += ["--master-port", str(free_port())]
     return [sys.executable, *launch, *module]
 
 
 @pytest.mark.full
-def test_the_example_under_torchrun_equals_one_process(tmp_path: pathlib.Path) -> None:
-    said = []
-    for processes in (0, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        options = ["--steps", "12", "--checkpoint", str(folder / "checkpoint.pt")]
-        done = subprocess.run(
-            example(options, processes),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
-        said.append(done.stdout)
+def test_the_example_under_torchrun_equals_one_process(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distributed.train(12, tmp_path / "alone.pt")
+    done = subprocess.run(
+        example(["--steps", "12", "--checkpoint", str(tmp_path / "checkpoint.pt")]),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    said = [capsys.readouterr().out, done.stdout]
     losses = [[float(x) for x in re.findall(r"loss (\S+)", text)] for text in said]
     assert len(losses[0]) == len(losses[1]) >= 2
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-3, atol=0)
@@ -82,9 +79,8 @@ def test_torchrun_ends_when_a_rank_is_killed_and_goes_on_when_run_again(
     psutil = pytest.importorskip("psutil")
     path = tmp_path / "checkpoint.pt"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = partial(
-        example, ["--steps", "300", "--checkpoint", str(path)], 2
-    )  # of another port each time
+    # Of another port each time.
+    command = partial(example, ["--steps", "300", "--checkpoint", str(path)])
     job = subprocess.Popen(
         command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
     )

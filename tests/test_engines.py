@@ -44,49 +44,54 @@ def regularizer(encoder: tr.Encoder, **options: object) -> tr.TRLearner:
     return tr.TRLearner(encoder=encoder, heads=3, lam=0.7, **options).double()
 
 
-def agree(out: tr.Output, expected: contracts.Truth) -> None:
-    close(out.loss, expected.loss, TIGHT)
-    close(out.task_loss, expected.task_loss, TIGHT)
-    close(out.relation_loss, expected.relation_loss, TIGHT)
-    close(out.relations, expected.relations, TIGHT)
-    close(out.weights, expected.weights, TIGHT)
+@functools.cache
+def regression(name: str, first_order: bool) -> contracts.Problem:
+    model, weights = contracts.net(), {"normalize": "softmax", "temperature": 0.5}
+    learner = contracts.learner(name, model, "loop", first_order=first_order)
+    reg = regularizer(tr.InputEncoder(model.body, dim=HIDDEN), **weights)
+    made = contracts.problem(
+        name, learner, reg, contracts.regression_batch(), first_order, **weights
+    )
+    # Nothing is compared that is zero for a reason of its own.
+    assert all(wanted.abs().max() > 1e-8 for wanted in made.gradients.values())
+    return made
 
 
 @pytest.mark.parametrize(("engine", "name", "order"), CELLS)
 def test_engine_equals_reference(engine: str, name: str, order: str) -> None:
-    model, batch, first_order = contracts.net(), contracts.regression_batch(), order == "first"
-    options = {"first_order": first_order, "recompute": order == "recompute"}
-    learner = contracts.learner(name, model, engine, **options)
-    reg = regularizer(tr.InputEncoder(model.body, dim=HIDDEN), normalize="softmax", temperature=0.5)
-    out = reg(learner, batch)
-    expected = contracts.truth(
-        name, learner, reg, batch, first_order, normalize="softmax", temperature=0.5
-    )
+    made = regression(name, order == "first")
+    made.learner.recompute = order == "recompute"
+    made.agrees(engine)
+
+
+@functools.cache
+def step(encoder: str, engine: str) -> list[torch.Tensor]:
+    """Relations and gradients with an encoder."""
+    model = contracts.net()
+    learner = contracts.learner("maml", model, engine)
+    reg = regularizer(contracts.encoder(encoder, model))
+    out = reg(learner, contracts.regression_batch(tasks=3))
     assert out.engine == engine
-    agree(out, expected)
-    found, wanted = (contracts.gradients(x.loss, learner, reg) for x in (out, expected))
-    for key in wanted:
-        close(found[key], wanted[key], TIGHT)
-    # Nothing is compared that is zero for a reason of its own.
-    assert all(wanted[key].abs().max() > 1e-8 for key in wanted)
+    return [out.relations, *contracts.gradients(out.loss, learner, reg).values()]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("encoder", contracts.ENCODERS)
 def test_every_encoder_gives_the_same_step_on_every_engine(engine: str, encoder: str) -> None:
-    batch, steps = contracts.regression_batch(tasks=3), []
-    for name in (engine, "higher"):
-        model = contracts.net()
-        learner, reg = (
-            contracts.learner("maml", model, name),
-            regularizer(contracts.encoder(encoder, model)),
-        )
-        out = reg(learner, batch)
-        assert out.engine == name
-        steps.append([out.relations, *contracts.gradients(out.loss, learner, reg).values()])
-    for found, expected in zip(*steps, strict=True):
+    for found, expected in zip(step(encoder, engine), step(encoder, "higher"), strict=True):
         close(found, expected, TIGHT)
         assert expected.abs().max() > 1e-8
+
+
+@functools.cache
+def classification(name: str, encoder: str, align: str) -> contracts.Problem:
+    model, batch = contracts.net(), contracts.class_batch()
+    learner = contracts.learner(name, model, "loop")
+    made = tr.InputEncoder(model.body, dim=HIDDEN) if encoder == "input" else labelled()
+    reg = regularizer(made, loss_fn=contracts.cross_entropy, align=align)
+    g = learner.model.body if encoder == "input" else (lambda x: x)
+    aligned = alignment(align, g, batch)
+    return contracts.problem(name, learner, reg, batch, kind="logits", alignment=aligned)
 
 
 @pytest.mark.parametrize("engine", BATCHED_FIRST)
@@ -95,20 +100,8 @@ def test_every_encoder_gives_the_same_step_on_every_engine(engine: str, encoder:
 def test_classification_equals_reference(engine: str, encoder: str, align: str) -> None:
     if align == "hungarian" and engine == "traced":
         pytest.skip("a permutation found by an algorithm is no part of a graph; see the error test")
-    model, batch = contracts.net(), contracts.class_batch()
     for name in (*CLASSIFIERS, "maml"):
-        learner = contracts.learner(name, model, engine)
-        made = tr.InputEncoder(model.body, dim=HIDDEN) if encoder == "input" else labelled()
-        reg = regularizer(made, loss_fn=contracts.cross_entropy, align=align)
-        out = reg(learner, batch)
-        g = learner.model.body if encoder == "input" else (lambda x: x)
-        expected = contracts.truth(
-            name, learner, reg, batch, kind="logits", alignment=alignment(align, g, batch)
-        )
-        agree(out, expected)
-        found, wanted = (contracts.gradients(x.loss, learner, reg) for x in (out, expected))
-        for key in wanted:
-            close(found[key], wanted[key], TIGHT)
+        classification(name, encoder, align).agrees(engine)
 
 
 def alignment(align: str, g, batch: tr.TaskBatch):  # type: ignore[no-untyped-def]
@@ -182,30 +175,31 @@ def test_first_order_gradient_is_that_of_frozen_inner_gradients(engine: str) -> 
         close(contracts.along(found["0." + name]), contracts.slopes(loss, p), DIFFERENCES)
 
 
-@pytest.mark.parametrize("engine", BATCHED_FIRST)
-@pytest.mark.parametrize("name", ["maml", "bayes", *later("metasgd", "anil", "tnet", *CLASSIFIERS)])
-@pytest.mark.parametrize("top_k", [None, *later(2)])
-def test_masks_equal_dropping_the_samples(engine: str, name: str, top_k: int | None) -> None:
-    batch = contracts.class_batch() if name in CLASSIFIERS else contracts.regression_batch()
-    tasks = contracts.tasks_of(batch)
+@functools.cache
+def ragged(name: str, top_k: int | None) -> contracts.Problem:
+    """Tasks of unequal size, of which the formulas know only the real samples."""
+    classes = name in CLASSIFIERS
+    tasks = contracts.tasks_of(contracts.class_batch() if classes else contracts.regression_batch())
     cut = [
         ((x[: 5 - i // 2], y[: 5 - i // 2]), (u[: 6 - i], v[: 6 - i]))
         for i, ((x, y), (u, v)) in enumerate(tasks)
     ]
-    ragged = tr.TaskBatch.from_tasks(cut, ways=batch.ways)
-    assert ragged.support.mask is not None
-    assert ragged.query.mask is not None
+    batch = tr.TaskBatch.from_tasks(cut, ways=OUTPUTS if classes else None)
+    assert batch.support.mask is not None
+    assert batch.query.mask is not None
     model = contracts.net()
-    learner = contracts.learner(name, model, engine)
-    loss_fn = contracts.cross_entropy if name in CLASSIFIERS else torch.nn.functional.mse_loss
+    learner = contracts.learner(name, model, "loop")
+    loss_fn = contracts.cross_entropy if classes else torch.nn.functional.mse_loss
     reg = regularizer(tr.InputEncoder(model.body, dim=HIDDEN), loss_fn=loss_fn, top_k=top_k)
-    out = reg(learner, ragged)
-    kind = "logits" if name in CLASSIFIERS else "values"
-    expected = contracts.truth(name, learner, reg, ragged, kind=kind, top_k=top_k)
-    agree(out, expected)
-    found, wanted = (contracts.gradients(x.loss, learner, reg) for x in (out, expected))
-    for key in wanted:
-        close(found[key], wanted[key], TIGHT)
+    kind = "logits" if classes else "values"
+    return contracts.problem(name, learner, reg, batch, kind=kind, top_k=top_k)
+
+
+@pytest.mark.parametrize("engine", BATCHED_FIRST)
+@pytest.mark.parametrize("name", ["maml", "bayes", *later("metasgd", "anil", "tnet", *CLASSIFIERS)])
+@pytest.mark.parametrize("top_k", [None, *later(2)])
+def test_masks_equal_dropping_the_samples(engine: str, name: str, top_k: int | None) -> None:
+    ragged(name, top_k).agrees(engine)
 
 
 @pytest.mark.parametrize("engine", BATCHED_FIRST)
@@ -215,9 +209,9 @@ def test_test_time_adaptation_keeps_no_graph_and_equals_training(engine: str, na
     batch = contracts.class_batch() if name in CLASSIFIERS else contracts.regression_batch()
     learner = contracts.learner(name, model, engine)
     loss_fn = contracts.cross_entropy if name in CLASSIFIERS else torch.nn.functional.mse_loss
-    with_graph = learner.adapt(batch.support, loss_fn, steps=7)(batch.query.x)
+    with_graph = learner.adapt(batch.support, loss_fn, steps=3)(batch.query.x)
     with torch.no_grad():
-        without = learner.adapt(batch.support, loss_fn, steps=7)(batch.query.x)
+        without = learner.adapt(batch.support, loss_fn, steps=3)(batch.query.x)
     assert with_graph.requires_grad
     assert not without.requires_grad
     close(without, with_graph.detach(), 1e-12)

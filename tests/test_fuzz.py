@@ -13,7 +13,7 @@ from contracts import later
 from fuzz import __main__ as command
 from fuzz import child, known, run
 from fuzz.compare import EXACT, GRADIENT, Refused, Tolerance, Values, attempt, differences, step
-from fuzz.draw_case import Case, build, draw
+from fuzz.draw_case import WAYS, Case, build, draw
 from fuzz.run import EAGER, Finding, Tally, run_case, run_number, settings, ways_of
 from fuzz.shrink import shrink
 from fuzz.variant import VARIANTS, part
@@ -106,7 +106,8 @@ def test_engines_agree_on_the_cases_of_the_suite() -> None:
 
 def test_a_few_hundred_numbers_draw_all_there_is() -> None:
     cases = [draw(number) for number in range(300)]
-    assert {c.learner for c in cases} == {"maml", "metasgd", "anil", "tnet", "protonet"}
+    assert {c.learner for c in cases} == {"maml", "metasgd", "anil", "tnet", "protonet", "bayes"}
+    assert {c.ways for c in cases if c.learner == "bayes"} == {None, WAYS}
     assert {c.encoder for c in cases} == {"input", "labelled", "update", "function"}
     assert {c.model.family for c in cases} == {"vector", "line", "image", "steps"}
     assert {c.regularizer["normalize"] for c in cases} == {"sum", "softmax", "quotient"}

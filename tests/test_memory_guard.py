@@ -78,7 +78,7 @@ def test_constants_are_sound_models_of_constants() -> None:
 
 def test_each_task_stops_where_its_held_out_samples_are_predicted_best() -> None:
     """Labels of every other task are noise: the more steps, the worse."""
-    tasks = waves(12, 0, samples=15)
+    tasks = waves(6, 0, samples=15)
     g = torch.Generator().manual_seed(1)
     y = tasks.query.y.clone()
     y[::2] = torch.randn(y[::2].shape, generator=g)
@@ -115,11 +115,11 @@ def test_steps_that_explode_are_not_taken() -> None:
     made = tr.MAML(Basis(), lr=0.12, steps=1, engine="batched")
     plain = tr.TaskMemory(made)
     with pytest.warns(UserWarning, match=r"of 10 models are not remembered: . not finite"):
-        plain.remember(samples, held_out=0.0, steps=3000)
+        plain.remember(samples, held_out=0.0, steps=200)
     memory = tr.TaskMemory(made)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        memory.remember(samples, steps=3000)
+        memory.remember(samples, steps=200)
     assert memory.left_out["not finite"] == 0
     assert len(plain) < 10
 
@@ -129,7 +129,7 @@ def test_chunks_of_tasks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     for size in (512, 3):
         monkeypatch.setattr(stop, "TOGETHER", size)
         memory = tr.TaskMemory(learner())
-        memory.remember(waves(7, 0))
+        memory.remember(waves(7, 0), steps=20)
         found.append(memory.adapt(waves(3, 1).support)(waves(3, 1).query))
     close(*found, 1e-5)
 
@@ -163,7 +163,7 @@ def test_tasks_of_unequal_size_are_remembered() -> None:
         ]
     )
     memory = tr.TaskMemory(learner())
-    memory.remember(batch)
+    memory.remember(batch, steps=100)
     new = waves(20, 1)
     assert len(memory) == 6
     own = memory.learner.adapt(new.support, mse_loss)(new.query)

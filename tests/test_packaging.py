@@ -86,6 +86,30 @@ def test_experiments_and_integrations_live_under_trlearner(tmp_path):
     assert "ecosystem" in in_fresh_interpreter(code.format("integrations"), tmp_path)
 
 
+IMPORTS = """
+import importlib, pkgutil
+for package in ("trlearner", "trlearner.experiments", "trlearner.integrations"):
+    path = importlib.import_module(package).__path__
+    for module in pkgutil.walk_packages(path, package + "."):
+        if module.name.endswith("__main__"):
+            continue
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            if error.name.startswith("trlearner"):
+                raise
+        print(module.name)
+"""
+
+
+@pytest.mark.full
+def test_every_module_imports(tmp_path):
+    """Unless it is another library that is missing."""
+    names = set(in_fresh_interpreter(IMPORTS, tmp_path).splitlines())
+    for folder in FOLDERS.values():
+        assert sum(name.startswith(folder + ".") for name in names) > 5, folder
+
+
 @pytest.mark.parametrize("name", ["experiments", "integrations", "tests", "reference", "conftest"])
 def test_nothing_else_is_installed(tmp_path, name):
     code = f"import importlib.util as u; print(u.find_spec({name!r}))"

@@ -61,7 +61,7 @@ def test_callables_answer_as_the_learners_models(together: bool) -> None:
     others = tr.TaskMemory(memory.learner)
     others.remember_models([callable_of(j) for j in range(12)], waves(12, 0), together=together)
     both = tr.TaskMemory(memory.learner, neighbours=8)
-    both.remember(waves(12, 0)[:5])
+    both.remember(waves(12, 0)[:5], steps=100)
     both.remember_models(
         [callable_of(j) for j in range(5, 12)], waves(12, 0)[5:], together=together
     )
@@ -127,7 +127,7 @@ def test_a_kernel_needs_no_remembered_models() -> None:
 
 def test_a_kernel_helps_models_that_leave_something_out() -> None:
     memory = tr.TaskMemory(learner(), kernel=rbf)
-    memory.remember(waves(20, 0))
+    memory.remember(waves(20, 0), steps=100)
     alone = tr.TaskMemory(kernel=rbf)
     alone.remember_models([torch.sin, torch.cos])
     alone.noise = 0.01

@@ -1,6 +1,7 @@
 """The look-ahead's gradient against the held-out loss after real meta-steps."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -60,19 +61,29 @@ CASES = [(name, "numbers") for name in contracts.LEARNERS]
 CASES += [(name, "labels") for name in (*contracts.LEARNERS, "protonet")]
 
 
+WEIGHTS = torch.tensor([0.1, 0.4, 0.3, 0.2], dtype=torch.float64)
+
+
+@functools.cache
+def problem(name: str, kind: str) -> tuple:
+    """Learner, batch, loss and finite differences, whose values are the same on every engine."""
+    made = contracts.regression_batch if kind == "numbers" else contracts.class_batch
+    batch, loss_fn = made(tasks=7), mse_loss if kind == "numbers" else cross_entropy
+    learner = contracts.learner(name, contracts.net(), "batched")
+    wanted = differences(learner, batch[:4], batch[4:], WEIGHTS, loss_fn)
+    return learner, batch, loss_fn, wanted
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("engine", ["higher", "loop", "batched"])
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_the_gradient_is_that_of_the_held_out_loss_after_a_step(
     name: str, kind: str, engine: str
 ) -> None:
-    made = contracts.regression_batch if kind == "numbers" else contracts.class_batch
-    batch, loss_fn = made(tasks=7), mse_loss if kind == "numbers" else cross_entropy
-    learner = contracts.learner(name, contracts.net(), engine)
-    weights = torch.tensor([0.1, 0.4, 0.3, 0.2], dtype=torch.float64)
+    learner, batch, loss_fn, wanted = problem(name, kind)
+    learner.engine = engine
     runner = eager_engine(learner.engine_for(batch.support, loss_fn))
-    found = lookahead(runner, learner, batch[:4], batch[4:], weights, loss_fn, LR)
-    close(found, differences(learner, batch[:4], batch[4:], weights, loss_fn))
+    close(lookahead(runner, learner, batch[:4], batch[4:], WEIGHTS, loss_fn, LR), wanted)
 
 
 def test_masked_tasks_too() -> None:

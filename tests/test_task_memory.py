@@ -50,7 +50,7 @@ def learner(steps: int = 1) -> tr.MAML:
 
 def memory_of_waves(tasks: int = 40, **options: object) -> tr.TaskMemory:
     memory = tr.TaskMemory(learner(), **options)
-    memory.remember(waves(tasks, 0))
+    memory.remember(waves(tasks, 0), steps=100)
     return memory
 
 
@@ -126,8 +126,8 @@ def test_the_default_noise_is_a_share_of_the_labels_variance() -> None:
     known, new = waves(10, 0), waves(3, 1)
     one, other = tr.TaskMemory(learner()), tr.TaskMemory(learner())
     for part in (slice(0, 4), slice(4, None)):
-        one.remember(known[part], held_out=0.0)
-    other.remember(known, held_out=0.0)
+        one.remember(known[part], steps=20, held_out=0.0)
+    other.remember(known, steps=20, held_out=0.0)
     y = torch.cat([known.support.y, known.query.y], 1).double()
     other.noise = 0.01 * float(y.var(correction=0))
     close(one.adapt(new.support)(new.query), other.adapt(new.support)(new.query), 1e-6)
@@ -189,7 +189,7 @@ def test_leave_one_out_is_a_loop_of_memories_without_the_task() -> None:
 def test_leave_one_out_of_samples_needs_to_know_the_shots() -> None:
     memory = tr.TaskMemory(learner())
     known = waves(20, 0)
-    memory.remember(tr.Samples(known.query.x, known.query.y))
+    memory.remember(tr.Samples(known.query.x, known.query.y), steps=100)
     with pytest.raises(
         ValueError, match="shots must say how many samples of a remembered task are"
     ):
@@ -200,7 +200,7 @@ def test_leave_one_out_of_samples_needs_to_know_the_shots() -> None:
 def test_others_that_do_not_help_are_not_asked() -> None:
     """New tasks lie somewhere else altogether, and own models know them."""
     memory = tr.TaskMemory(learner(steps=60))
-    memory.remember(waves(20, 0))
+    memory.remember(waves(20, 0), steps=20)
     new = waves(30, 1)
     far = new.replace(*(tr.Samples(s.x, s.y + 50 * s.x) for s in (new.support, new.query)))
     tuned = memory.tune(far)
@@ -212,7 +212,7 @@ def test_others_that_do_not_help_are_not_asked() -> None:
 @pytest.mark.parametrize("noise", [0.05, 0.5])
 def test_a_tuned_band_covers_what_it_says(noise: float) -> None:
     memory = tr.TaskMemory(learner())
-    memory.remember(waves(60, 0, noise=noise))
+    memory.remember(waves(60, 0, noise=noise), steps=100)
     memory.tune()
     new = waves(200, 5, noise=noise)
     answers, deviations = memory.adapt(new.support)(new.query, std=True)
@@ -316,7 +316,7 @@ def test_a_memory_of_one_task_repeats_it() -> None:
 def test_constant_labels_give_the_constant() -> None:
     x = torch.rand(8, 10, 1, generator=torch.Generator().manual_seed(0))
     memory = tr.TaskMemory(tr.MAML(nn.Linear(1, 1), lr=0.5, steps=1, engine="batched"))
-    memory.remember((x, torch.ones_like(x)))
+    memory.remember((x, torch.ones_like(x)), steps=50)
     assert len(memory) == 8
     answers, deviations = memory.adapt((x, torch.ones_like(x)))(x, std=True)
     close(answers, torch.ones_like(answers), 1e-3)
@@ -336,7 +336,7 @@ def test_one_shot_and_another_number_type() -> None:
     with pytest.raises(ValueError, match=r"is not what it was .* memory.forget\(\)"):
         memory.adapt(new.to(torch.float64).support)
     memory.forget()
-    memory.remember(waves(40, 0).to(torch.float64))
+    memory.remember(waves(40, 0).to(torch.float64), steps=100)
     fine = memory.adapt(new.to(torch.float64).support)(new.to(torch.float64).query, std=True)
     for one, other in zip(single, fine, strict=True):
         assert other.dtype == torch.float64

@@ -16,6 +16,8 @@ from fuzz.draw_model import Model, Net, build_model, disturb, draw_inputs, draw_
 CLASSES = ("classes", "classes smoothed", "classes weighted")
 OUTPUTS = {"values": (2,), "one value": (1,), "scalars": (), "grid": (2, 2), "shares": (3,)}
 WAYS = 3
+SOLVED = {"protonet": CLASSES, "bayes": (*CLASSES, "values", "one value", "shares")}
+"""Learners without inner steps, and the targets that they can solve for."""
 FEATURES, DIM = 4, 5
 
 
@@ -74,11 +76,10 @@ def draw(number: int, single: bool = False) -> Case:
     model = draw_model(random)
     if single:
         model = replace(model, layers=model.layers[:1])
-    learner = random.choice(["maml", "maml", "metasgd", "anil", "tnet", "protonet"])
-    kinds = CLASSES if learner == "protonet" else (*CLASSES, *OUTPUTS, *OUTPUTS)
-    targets = random.choice(kinds)
+    learner = random.choice(["maml", "maml", "metasgd", "anil", "tnet", "protonet", "bayes"])
+    targets = random.choice(SOLVED.get(learner, (*CLASSES, *OUTPUTS, *OUTPUTS)))
     encoder = random.choice(["input", "labelled", "update", "function"])
-    if encoder == "update" and learner == "protonet":
+    if encoder == "update" and learner in SOLVED:
         encoder = "input"
     case = Case(
         number=number,
@@ -102,7 +103,7 @@ def draw(number: int, single: bool = False) -> Case:
 
 
 def _learner_options(random: Random, learner: str, single: bool) -> dict[str, Any]:
-    if learner == "protonet":
+    if learner in SOLVED:
         return {}
     rates = [0.1, [0.15, 0.05], {"": 0.1, "0.bias" if learner == "anil" else "head": [0.02, 0.2]}]
     options: dict[str, Any] = {
@@ -145,7 +146,7 @@ def _options(
         "align": random.choice(["none", "sinkhorn", "sinkhorn" if single else "hungarian"]),
         "top_k": random.choice([None, None, 1, 2]),
         "queries": random.choice([1.0, 1.0, 0.5]),
-        "head": "head" if learner != "protonet" and random.random() < 0.2 else None,
+        "head": "head" if learner not in SOLVED and random.random() < 0.2 else None,
         "chunk_size": random.choice([None, None, 1, 2, None if single else "auto"]),
     }
     if not pools or targets not in CLASSES:
@@ -171,16 +172,26 @@ def build(case: Case) -> Problem:
 
 
 def _learner(case: Case, model: Net) -> tr.Learner:
-    if case.learner == "protonet":
-        return tr.ProtoNet(model.body if case.number % 2 else model)
-    if case.learner == "anil":
-        return tr.ANIL(model, head="head", **case.options)
-    kinds = {"maml": tr.MAML, "metasgd": tr.MetaSGD, "tnet": tr.TNet}
-    learner = kinds[case.learner](model, **case.options)
-    for name, part in learner.named_children():
-        if name != "model":
-            disturb(part, case.number + 1, 0.02)
+    if case.learner in SOLVED:
+        learner = _solved(case, model)
+    elif case.learner == "anil":
+        learner = tr.ANIL(model, head="head", **case.options)
+    else:
+        kinds = {"maml": tr.MAML, "metasgd": tr.MetaSGD, "tnet": tr.TNet}
+        learner = kinds[case.learner](model, **case.options)
+    own = [p for name, p in learner.named_parameters() if not name.startswith("model.")]
+    disturb(own, case.number + 1, 0.02)
     return learner
+
+
+def _solved(case: Case, model: Net) -> tr.Learner:
+    """A learner without inner steps, on the model's features or on its outputs."""
+    outputs = torch.Size(case.outputs).numel()
+    extractor, dim = (model.body, model.features) if case.number % 2 else (model, outputs)
+    if case.learner == "protonet":
+        return tr.ProtoNet(extractor)
+    sizes = {"outputs": outputs} if case.ways is None else {"ways": case.ways}
+    return tr.BayesHead(extractor, dim, **sizes).double()
 
 
 def _regularizer(case: Case, model: Net, learner: tr.Learner, batch: tr.TaskBatch) -> tr.TRLearner:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 
@@ -325,7 +325,7 @@ def build_model(model: Model, outputs: tuple[int, ...], seed: int) -> Net:
         torch.manual_seed(seed)
         net = Net(model, outputs, example).double()
     net.train(model.training)
-    disturb(net, seed)
+    disturb(net.parameters(), seed)
     for name, statistic in net.named_buffers():
         if name.endswith("running_mean"):
             statistic.normal_(0.0, 0.3, generator=g)
@@ -336,8 +336,8 @@ def build_model(model: Model, outputs: tuple[int, ...], seed: int) -> Net:
     return net
 
 
-def disturb(module: nn.Module, seed: int, scale: float = 0.1) -> None:
+def disturb(parameters: Iterable[nn.Parameter], seed: int, scale: float = 0.1) -> None:
     """Moves every parameter a little, so that none is 0, 1 or equal to another by design."""
     g = torch.Generator().manual_seed(seed)
-    for p in module.parameters():
+    for p in parameters:
         p.data += scale * torch.randn(p.shape, generator=g, dtype=torch.float64).to(p)

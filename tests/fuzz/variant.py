@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn import functional as F
 
 import reference
 import trlearner as tr
@@ -128,6 +129,8 @@ def adapted_by_hand(problem: Problem, x: Tensor, y: Tensor) -> Callable[[Tensor]
     }
     if isinstance(learner, tr.ProtoNet):
         return by_distance(lambda inputs: run(params, inputs).flatten(1), x, y, problem.case.ways)
+    if isinstance(learner, tr.BayesHead):
+        return by_posterior(lambda inputs: run(params, inputs).flatten(1), x, y, learner)
     names = [name for name, p in params.items() if p.requires_grad]
     if isinstance(learner, tr.ANIL):
         names = [name for name in names if name.startswith("head.")]
@@ -154,6 +157,19 @@ def by_distance(
         return torch.stack(columns, 1)
 
     return logits
+
+
+def by_posterior(
+    g: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, learner: tr.BayesHead
+) -> Callable[[Tensor], Tensor]:
+    """The posterior mean's predictions; of classes, those of one-hot labels times a scale."""
+    prior, scale = getattr(learner, "prior_mean", None), 1.0
+    if learner.ways is not None:
+        y = F.one_hot(y, learner.ways).double()
+        prior, scale = y.new_zeros(learner.dim + 1, learner.ways), learner.log_scale.exp()
+    noise = learner.log_noise.exp()
+    weights = reference.bayes_weights(g(x), y, prior, learner.prior_factor, noise)
+    return lambda inputs: reference.affine(g(inputs), weights) * scale
 
 
 def rates(problem: Problem) -> reference.Rate:
