@@ -25,7 +25,7 @@ from trlearner.experiments.data.regression import HIGH, LOW, Curves
 from trlearner.experiments.interval import interval, paired
 
 import trlearner as tr
-from trlearner.monitor import measure
+from trlearner.diagnostics.monitor import measure
 
 TASKS = 200
 MEASURES = ("purity", "family correlation", "curve correlation")

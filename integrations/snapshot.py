@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trlearner.functional import pure_call
+from trlearner.base.functional import pure_call
 
 
 def snapshot(

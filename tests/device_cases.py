@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy, mse_loss
 import contracts
 import trlearner as tr
 from pretend_device import DEVICE, waits
-from trlearner import graph_step
-from trlearner.meta_step import StepState
-from trlearner.output import Draws
+from trlearner.regularizer import graph_step
+from trlearner.regularizer.meta_step import StepState
+from trlearner.regularizer.output import Draws
 
 CPU = torch.device("cpu")
 Found = list[Tensor]

@@ -10,7 +10,7 @@ import contracts
 import trlearner as tr
 from contracts import BATCHED_FIRST, close
 from trlearner.engines.adapted import Embedded
-from trlearner.rows import Rows
+from trlearner.tasks.rows import Rows
 
 EXACT = 1e-12
 LEARNERS = ["maml", "anil", *contracts.later("metasgd", "tnet", "bayes")]

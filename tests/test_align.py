@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 import reference
 import trlearner as tr
-from trlearner.align import ITERATIONS, TEMPERATURE, similarity
-from trlearner.consistency import mix
+from trlearner.relations.align import ITERATIONS, TEMPERATURE, similarity
+from trlearner.relations.consistency import mix
 
 TIGHT = {"rtol": 0.0, "atol": 1e-9}
 DIFFERENCES = {"rtol": 0.0, "atol": 1e-6}

@@ -18,8 +18,13 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import trlearner as tr
-from trlearner.gaussian import best_models, gaussian_posterior, posterior_mean, posterior_variance
-from trlearner.sampler.registry import SCORES
+from trlearner.relations.gaussian import (
+    best_models,
+    gaussian_posterior,
+    posterior_mean,
+    posterior_variance,
+)
+from trlearner.samplers.registry import SCORES
 
 pytestmark = [pytest.mark.unchecked, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -448,7 +453,7 @@ def refusal(case: Case, argument: str, value: Any) -> str:
 
 @pytest.fixture(autouse=True)
 def _scores_kept(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("trlearner.sampler.registry.SCORES", dict(SCORES))
+    monkeypatch.setattr("trlearner.samplers.registry.SCORES", dict(SCORES))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import contracts
 import trlearner as tr
-from trlearner.budget import free_memory, within_budget, within_container
+from trlearner.engines.budget import free_memory, within_budget, within_container
 
 BYTES = 4
 
@@ -46,7 +46,7 @@ def test_by_default_half_of_what_is_free() -> None:
 
 def test_ranks_of_one_machine_divide_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     ask, x = ask_of(width=1000)
-    monkeypatch.setattr("trlearner.budget.free_memory", lambda device: 2**30)
+    monkeypatch.setattr("trlearner.engines.budget.free_memory", lambda device: 2**30)
     alone = within_budget(ask, 10**9, None, like=x)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert within_budget(ask, 10**9, None, like=x) == alone // 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trlearner import checks
+from trlearner.base import checks
 
 
 def test_what_is_right_passes():

@@ -10,7 +10,7 @@ import contracts
 import reference
 import trlearner as tr
 from contracts import close, later
-from trlearner.consistency import mix
+from trlearner.relations.consistency import mix
 
 TIGHT = 1e-9
 NORMALIZE = ("sum", "softmax", "quotient")

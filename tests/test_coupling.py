@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 import trlearner as tr
 from contracts import later
-from trlearner.coupling import depends
-from trlearner.functional import couples_samples
+from trlearner.base.functional import couples_samples
+from trlearner.engines.coupling import depends
 
 TIGHT = {"rtol": 0.0, "atol": 1e-9}
 ENGINES = ("loop", "batched", *later("higher", "channels_last", "traced", "auto"))

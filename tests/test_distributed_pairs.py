@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import contracts
-from trlearner.consistency import mix, neighbours, relation_weights
 from trlearner.distributed.pairs import mix_pairs, pairs_of
+from trlearner.relations.consistency import mix, neighbours, relation_weights
 
 TASKS, QUERIES, CLASSES = 5, 4, 3
 

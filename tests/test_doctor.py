@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 
 import trlearner as tr
 from contracts import later
-from trlearner.doctor.explain import explain
+from trlearner.diagnostics.doctor.explain import explain
 
 TASKS, SAMPLES, WIDTH = 3, 6, 4
 TOGETHER = ("batched", "compiled")

@@ -19,7 +19,7 @@ from contracts import (
     close,
     later,
 )
-from trlearner import rows
+from trlearner.tasks import rows
 
 TIGHT = 1e-9
 DIFFERENCES = 1e-6

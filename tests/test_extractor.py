@@ -18,10 +18,10 @@ from torch.testing import assert_close
 import contracts
 import trlearner as tr
 from ranks import Failed, Ranks
+from trlearner.base.functional import below, tensors
 from trlearner.distributed import sync_gradients
-from trlearner.encoders.extractor import Extractor
 from trlearner.engines import compiled
-from trlearner.functional import below, tensors
+from trlearner.learners.extractor import Extractor
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
 TIGHT = {"rtol": 0.0, "atol": 1e-9}

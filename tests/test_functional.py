@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 import contracts
 import trlearner as tr
-from trlearner.functional import (
+from trlearner.base.functional import (
     check_statistics,
     couples_samples,
     discarded_statistics,

@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 import reference
-from trlearner.gaussian import best_models, gaussian_posterior, posterior_mean, posterior_variance
-from trlearner.posterior import Posterior
+from trlearner.relations.gaussian import (
+    best_models,
+    gaussian_posterior,
+    posterior_mean,
+    posterior_variance,
+)
+from trlearner.relations.posterior import Posterior
 
 T, M, S, Q, K = 3, 9, 4, 5, 6
 NOISE, SPREAD = 0.3, 0.7

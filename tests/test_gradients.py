@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trlearner.monitor.gradients import products
+from trlearner.diagnostics.monitor.gradients import products
 
 
 def test_they_are_those_of_the_two_gradients() -> None:

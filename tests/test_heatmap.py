@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trlearner.monitor.heatmap import CELL, MOST, heatmap, mosaic
-from trlearner.monitor.palette import AMOUNT, MISSING, SIGNED, colour, limits
+from trlearner.diagnostics.monitor.heatmap import CELL, MOST, heatmap, mosaic
+from trlearner.diagnostics.monitor.palette import AMOUNT, MISSING, SIGNED, colour, limits
 
 
 def count(picture: np.ndarray, what: tuple[int, ...] | np.ndarray) -> int:

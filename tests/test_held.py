@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from trlearner.doctor.held import rebuilt, tensors_held, unchained
+from trlearner.diagnostics.doctor.held import rebuilt, tensors_held, unchained
 
 
 class Cache:

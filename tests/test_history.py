@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trlearner.monitor import history
-from trlearner.monitor.history import History
+from trlearner.diagnostics.monitor import history
+from trlearner.diagnostics.monitor.history import History
 
 
 @given(st.lists(st.lists(st.sampled_from("abcde"), min_size=1, max_size=6), max_size=5))

@@ -10,9 +10,9 @@ from torch.testing import assert_close
 
 import trlearner as tr
 from contracts import BATCHED_FIRST, ENGINES, gradients, net
-from trlearner.ignored import ignored_label
-from trlearner.loss import task_loss
-from trlearner.targets import Misfit
+from trlearner.tasks.ignored import ignored_label
+from trlearner.tasks.loss import task_loss
+from trlearner.tasks.targets import Misfit
 
 TIGHT = {"rtol": 0.0, "atol": 1e-12}
 WEIGHTS = torch.tensor([1.0, 5.0, 2.0], dtype=torch.float64)

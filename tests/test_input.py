@@ -10,7 +10,7 @@ from torch.testing import assert_close
 import contracts
 import reference
 import trlearner as tr
-from trlearner.functional import tensors
+from trlearner.base.functional import tensors
 
 TIGHT = {"rtol": 0.0, "atol": 1e-9}
 DIFFERENCES = {"rtol": 0.0, "atol": 1e-6}

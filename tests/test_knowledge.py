@@ -2,7 +2,7 @@
 
 import pytest
 
-from trlearner.monitor.knowledge import Knowledge
+from trlearner.diagnostics.monitor.knowledge import Knowledge
 
 
 def test_functions_and_mappings_are_asked() -> None:

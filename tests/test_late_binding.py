@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 
 import contracts
 import trlearner as tr
-from trlearner.late_binding import bindings, rebound, same
+from trlearner.regularizer.late_binding import bindings, rebound, same
 
 NET = contracts.net()
 TASKS = contracts.tasks_of(contracts.regression_batch(tasks=3, support=2))

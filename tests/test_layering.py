@@ -90,7 +90,7 @@ def cycle(edges: dict[str, set[str]]) -> list[str]:
 
 def test_the_walk_finds_the_library():
     found = {module_name(path) for path in MODULES}
-    assert {"trlearner", "trlearner.batch", "trlearner.regularizer"} <= found
+    assert {"trlearner", "trlearner.tasks.batch", "trlearner.regularizer.regularizer"} <= found
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_the_walk_finds_the_library():
     ],
 )
 def test_the_walk_sees_every_kind_of_import(source):
-    module = "trlearner.learners.maml" if ".." in source else "trlearner.batch"
+    module = "trlearner.learners.maml" if ".." in source else "trlearner.maml"
     names = imported(source, module, is_package=False)
     assert any(within(name, FORBIDDEN) for name in names), names
 
@@ -130,6 +130,31 @@ def test_the_library_has_no_import_cycle():
     assert sum(map(len, edges.values())) > 5
     found = cycle(edges)
     assert not found, "these import each other in a circle: " + " -> ".join(found)
+
+
+FLOORS = (
+    {"base"},
+    {"tasks"},
+    {"engines", "relations"},
+    {"learners"},
+    {"encoders", "memory", "samplers"},
+    {"regularizer"},
+    {"diagnostics", "distributed"},
+)
+"""The rooms of the library; each uses those of the floors below it only."""
+
+
+def test_rooms_use_those_below():
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    edges = {
+        (module.split(".")[1], other.split(".")[1])
+        for module, others in graph().items()
+        for other in others
+        if "trlearner" not in (module, other)
+    }
+    assert {room for edge in edges for room in edge} == set(floor)
+    upwards = [(a, b) for a, b in edges if a != b and floor[b] >= floor[a]]
+    assert not upwards, f"these rooms use others that lie no lower: {sorted(upwards)}"
 
 
 PROBE = """
@@ -182,7 +207,7 @@ def fresh(tmp_path_factory):
 
 def test_importing_loads_the_package_under_test(fresh):
     assert Path(fresh["file"]) == Path(trlearner.__file__)
-    assert "trlearner.batch" in fresh["modules"]
+    assert "trlearner.tasks.batch" in fresh["modules"]
 
 
 @pytest.mark.parametrize("package", [*OPTIONAL, *LAZY])

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from trlearner.loss import check_decomposes, task_loss
+from trlearner.tasks.loss import check_decomposes, task_loss
 
 WEIGHTS = torch.tensor([1.0, 5.0, 2.0, 0.5], dtype=torch.float64)
 TIGHT = {"rtol": 0.0, "atol": 1e-12}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from trlearner.monitor import measure
+from trlearner.diagnostics.monitor import measure
 
 SEEDS = st.integers(0, 2**16)
 SIZES = st.integers(2, 7)

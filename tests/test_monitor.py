@@ -20,8 +20,8 @@ from torch.utils.tensorboard import SummaryWriter
 import contracts
 import reference
 import trlearner as tr
-from trlearner.monitor import history, monitor
-from trlearner.relation import head_relations
+from trlearner.diagnostics.monitor import history, monitor
+from trlearner.relations.similarity import head_relations
 
 FAMILIES = {"a": "even", "b": "odd", "c": "even", "d": "odd"}
 

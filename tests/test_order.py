@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.cluster.hierarchy import average, leaves_list
 from scipy.spatial.distance import squareform
 
-from trlearner.monitor.order import clustered
+from trlearner.diagnostics.monitor.order import clustered
 
 
 def similarity(tasks: int, seed: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import trlearner as tr
-from trlearner.monitor.heatmap import heatmap
+from trlearner.diagnostics.monitor.heatmap import heatmap
 
 
 def test_it_is_the_heat_map_in_the_order_that_was_asked_for(tmp_path: pathlib.Path) -> None:

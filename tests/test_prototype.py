@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import reference
 import trlearner as tr
-from trlearner.prototype import batch_prototypes, class_means
+from trlearner.tasks.prototype import batch_prototypes, class_means
 
 TIGHT = {"rtol": 0.0, "atol": 1e-9}
 DIFFERENCES = {"rtol": 0.0, "atol": 1e-6}

@@ -18,8 +18,8 @@ import contracts
 import trlearner as tr
 from contracts import close
 from test_channels_last import batch as images
-from trlearner.sampler.look import looking_engine
-from trlearner.sampler.lookahead import lookahead
+from trlearner.samplers.look import looking_engine
+from trlearner.samplers.lookahead import lookahead
 
 AGAIN = ("loop", "channels_last", "batched")
 TIGHT = 1e-9
@@ -111,7 +111,7 @@ def test_random_layers_draw_the_same_again(engine: str) -> None:
 
 
 def test_with_other_draws_it_would_be_another_gradient(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("trlearner.recompute.set_random_state", lambda state: None)
+    monkeypatch.setattr("trlearner.learners.recompute.set_random_state", lambda state: None)
     one, other = both(dropping, contracts.regression_batch())
     close(one["loss"], other["loss"], TIGHT)
     with pytest.raises(AssertionError, match="differ by"):

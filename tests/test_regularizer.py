@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 import contracts
 import trlearner as tr
 from contracts import BATCHED_FIRST, LEARNERS, close
-from trlearner.functional import tensors
+from trlearner.base.functional import tensors
 
 EXACT = 1e-12
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import reference
 import trlearner as tr
 from contracts import close
-from trlearner.relation import head_relations
+from trlearner.relations.similarity import head_relations
 
 TIGHT = 1e-9
 

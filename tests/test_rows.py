@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trlearner.rows import Rows, number, part_of, unbound
+from trlearner.tasks.rows import Rows, number, part_of, unbound
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 import contracts
 import trlearner as tr
 from trlearner.engines.choose import ENGINES
-from trlearner.sampler.draw import floored
-from trlearner.sampler.lookahead import lookahead
-from trlearner.sampler.sampler import TaskSampler
+from trlearner.samplers.draw import floored
+from trlearner.samplers.lookahead import lookahead
+from trlearner.samplers.sampler import TaskSampler
 
 TASKS, SIZE = 12, 4
 IDS = [f"task {i}" for i in range(TASKS)]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from trlearner.sampler.draw import floored, systematic
+from trlearner.samplers.draw import floored, systematic
 
 
 def logits(seed: int, tasks: int, scale: float) -> torch.Tensor:

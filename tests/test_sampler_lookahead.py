@@ -13,8 +13,8 @@ from trlearner.experiments.models.conv4 import Conv4
 import contracts
 import trlearner as tr
 from trlearner.engines.choose import ENGINES
-from trlearner.sampler.look import eager_engine, held_out_gradient, look
-from trlearner.sampler.lookahead import lookahead, mean_gradient, products, task_losses
+from trlearner.samplers.look import eager_engine, held_out_gradient, look
+from trlearner.samplers.lookahead import lookahead, mean_gradient, products, task_losses
 
 LR, STEP = 0.05, 1e-5
 TOLERANCE = 1e-6

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trlearner.sampler.network import Trainer, objective, pulls, trust
+from trlearner.samplers.network import Trainer, objective, pulls, trust
 
 
 def trainer() -> Trainer:

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from trlearner.sampler.scoreboard import Scoreboard
-from trlearner.sampler.standardize import HORIZON, LIMIT, seen, standardized, start
+from trlearner.samplers.scoreboard import Scoreboard
+from trlearner.samplers.standardize import HORIZON, LIMIT, seen, standardized, start
 
 
 def looks(count: int, tasks: int = 5, scores: int = 2) -> list[torch.Tensor]:

@@ -9,11 +9,11 @@ import contracts
 import reference_scores as truth
 import trlearner as tr
 from trlearner.engines.choose import ENGINES
-from trlearner.sampler import scores
-from trlearner.sampler.coding import leverage, unit_rows
-from trlearner.sampler.evidence import NORM, Watched, gather
-from trlearner.sampler.groups import groups
-from trlearner.sampler.registry import SCORES, Evidence, score_tasks
+from trlearner.samplers import scores
+from trlearner.samplers.evidence import NORM, Watched, gather
+from trlearner.samplers.groups import groups
+from trlearner.samplers.registry import SCORES, Evidence, score_tasks
+from trlearner.tasks.coding import leverage, unit_rows
 
 EXACT = 1e-9
 WAYS = 3

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 import contracts
 import reference_scores as truth
 import trlearner as tr
-from trlearner.sampler.select import select_samples, telling
+from trlearner.tasks.select import select_samples, telling
 
 
 def samples(seed: int, kind: str, masked: bool, count: int = 7) -> tr.Samples:

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 import trlearner as tr
 from contracts import ENGINES
-from trlearner.loss import task_loss
-from trlearner.targets import Misfit, check_targets
+from trlearner.tasks.loss import task_loss
+from trlearner.tasks.targets import Misfit, check_targets
 
 
 def squares(p: Tensor, y: Tensor) -> Tensor:

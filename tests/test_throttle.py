@@ -2,7 +2,7 @@
 
 import pytest
 
-from trlearner.monitor.throttle import Throttle
+from trlearner.diagnostics.monitor.throttle import Throttle
 
 
 class Clock:

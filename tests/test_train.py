@@ -18,7 +18,7 @@ from trlearner.experiments.presets.preset import config_of
 from trlearner.experiments.problem import Finite
 
 import trlearner as tr
-from trlearner.sampler.network import Trainer
+from trlearner.samplers.network import Trainer
 
 SMALL = Config(
     "regression/families",

@@ -5,9 +5,9 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 import trlearner as tr
-from trlearner import collect
-from trlearner.head import HasModel
-from trlearner.types import SeesParts
+from trlearner.base.types import SeesParts
+from trlearner.engines.head import HasModel
+from trlearner.regularizer import collect
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import trlearner as tr
-from trlearner.warn import warn
+from trlearner.base.warn import warn
 
 
 @pytest.mark.unchecked

@@ -1,17 +1,18 @@
 """TRLearner: a plug-in regularizer that lets the tasks of a meta-batch help each other."""
 
-from trlearner.align import hungarian, sinkhorn
-from trlearner.batch import TaskBatch
-from trlearner.consistency import relation_consistency, relation_weights
+from trlearner.diagnostics.doctor.examine import doctor
+from trlearner.diagnostics.doctor.finding import Diagnosis, Finding
+from trlearner.diagnostics.monitor.monitor import RelationMonitor
+from trlearner.diagnostics.monitor.plot import plot_relations
+from trlearner.diagnostics.monitor.plot_memory import plot_memory
 from trlearner.distributed.step import MetaStep
-from trlearner.doctor.examine import doctor
-from trlearner.doctor.finding import Diagnosis, Finding
 from trlearner.encoders.function import FunctionEncoder
 from trlearner.encoders.input import InputEncoder
 from trlearner.encoders.labelled import LabelledEncoder
 from trlearner.encoders.protocol import Encoder
 from trlearner.encoders.update import UpdateEncoder
 from trlearner.engines.adapted import Adapted
+from trlearner.engines.task_learner import InnerLoop
 from trlearner.learners.anil import ANIL
 from trlearner.learners.bayes_head import BayesHead
 from trlearner.learners.maml import MAML
@@ -20,20 +21,19 @@ from trlearner.learners.protocol import GradientLearner, Learner
 from trlearner.learners.protonet import ProtoNet
 from trlearner.learners.tnet import TNet
 from trlearner.memory.task_memory import TaskMemory
-from trlearner.monitor.monitor import RelationMonitor
-from trlearner.monitor.plot import plot_relations
-from trlearner.monitor.plot_memory import plot_memory
-from trlearner.output import Output
-from trlearner.regularizer import TRLearner
-from trlearner.relation import TaskRelation, relation_matrix
-from trlearner.sampler.adaptive import AdaptiveTaskSampler
-from trlearner.sampler.hard import HardTaskSampler
-from trlearner.sampler.lookahead import lookahead
-from trlearner.sampler.registry import Evidence, register_score
-from trlearner.sampler.sampler import TaskSampler
-from trlearner.sampler.uniform import UniformTaskSampler
-from trlearner.samples import Samples
-from trlearner.seam import InnerLoop
+from trlearner.regularizer.output import Output
+from trlearner.regularizer.regularizer import TRLearner
+from trlearner.relations.align import hungarian, sinkhorn
+from trlearner.relations.consistency import relation_consistency, relation_weights
+from trlearner.relations.similarity import TaskRelation, relation_matrix
+from trlearner.samplers.adaptive import AdaptiveTaskSampler
+from trlearner.samplers.hard import HardTaskSampler
+from trlearner.samplers.lookahead import lookahead
+from trlearner.samplers.registry import Evidence, register_score
+from trlearner.samplers.sampler import TaskSampler
+from trlearner.samplers.uniform import UniformTaskSampler
+from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.samples import Samples
 
 __all__ = [
     "ANIL",

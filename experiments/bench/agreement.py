@@ -19,7 +19,7 @@ from trlearner.experiments.bench.ours import ENGINES, REFERENCE, pair
 from trlearner.experiments.bench.workload import CURVES, Workload, conv, sinusoid
 
 import trlearner as tr
-from trlearner.align import sinkhorn
+from trlearner.relations.align import sinkhorn
 
 EXACT, SINGLE = 1e-9, 1e-4
 """Allowed differences in float64, and in float32 for what is compiled."""

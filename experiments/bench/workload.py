@@ -19,7 +19,7 @@ from trlearner.experiments.models.fingerprint import FingerprintNet
 from trlearner.experiments.models.resnet12 import ResNet12
 
 import trlearner as tr
-from trlearner.types import LossFn
+from trlearner.base.types import LossFn
 
 OUTER_RATE = 1e-5
 """So small that the weights stay about where they began: the last round times what the first did."""

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from trlearner.experiments.models.mlp import mlp
 
 import trlearner as tr
-from trlearner.types import LossFn
+from trlearner.base.types import LossFn
 
 WAYS, WIDTH, SHOTS, QUERIES = 3, 12, 5, 10
 

@@ -14,7 +14,7 @@ import reference
 import trlearner as tr
 from fuzz.compare import GRADIENT, Values, gradients, outputs, step
 from fuzz.draw_case import Problem
-from trlearner.meta_step import looks
+from trlearner.regularizer.meta_step import looks
 
 Variant = Callable[[Problem, str], Values | None]
 """What a problem yields on an engine by another way; ``None`` where there is none."""

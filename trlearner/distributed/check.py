@@ -8,11 +8,11 @@ from typing import Any
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from trlearner.batch import TaskBatch
 from trlearner.distributed.agreement import parameters_of
 from trlearner.engines.choose import ENGINES
 from trlearner.learners.protocol import Learner
-from trlearner.regularizer import TRLearner
+from trlearner.regularizer.regularizer import TRLearner
+from trlearner.tasks.batch import TaskBatch
 
 
 def check_parts(learner: Any, regularizer: Any) -> None:

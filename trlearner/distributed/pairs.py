@@ -9,13 +9,13 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from trlearner.budget import within_budget
-from trlearner.chunks import mixed_in_chunks
-from trlearner.consistency import log_weights
+from trlearner.base.functional import take
 from trlearner.distributed.asked import Asked
 from trlearner.engines.adapted import Adapted, Embedded
-from trlearner.functional import take
-from trlearner.options import Options
+from trlearner.engines.budget import within_budget
+from trlearner.engines.chunks import mixed_in_chunks
+from trlearner.regularizer.options import Options
+from trlearner.relations.consistency import log_weights
 
 
 def pairs_of(total: int, chosen: Tensor | None, first: int, own: int) -> tuple[Tensor, Tensor]:

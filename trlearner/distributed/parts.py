@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from trlearner.batch import TaskBatch
 from trlearner.distributed.collective import Ranks
+from trlearner.tasks.batch import TaskBatch
 
 
 def own_tasks(batch: TaskBatch, group: dist.ProcessGroup | None = None) -> TaskBatch | None:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from trlearner.batch import TaskBatch
 from trlearner.distributed import agreement
 from trlearner.distributed.agreement import Header
 from trlearner.distributed.check import check_call
 from trlearner.distributed.collective import Ranks
 from trlearner.learners.protocol import Learner
-from trlearner.queries import query_keys
-from trlearner.regularizer import TRLearner
-from trlearner.samples import Samples
+from trlearner.regularizer.regularizer import TRLearner
+from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.queries import query_keys
+from trlearner.tasks.samples import Samples
 
 
 @dataclass(frozen=True, eq=False)

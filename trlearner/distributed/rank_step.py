@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trlearner.batch import TaskBatch
-from trlearner.consistency import mixture_kind
+from trlearner.base.functional import tensors
 from trlearner.distributed.agreement import REGULARIZER, parameters_of
 from trlearner.distributed.asked import Asked
 from trlearner.distributed.collective import Ranks, gather_rows
@@ -20,9 +19,8 @@ from trlearner.distributed.term import Found, relate_ranks
 from trlearner.distributed.traffic import counted
 from trlearner.engines.adapted import Adapted
 from trlearner.engines.choose import without_graph
-from trlearner.functional import tensors
 from trlearner.learners.protocol import Learner
-from trlearner.meta_step import (
+from trlearner.regularizer.meta_step import (
     StepState,
     asking,
     described,
@@ -32,10 +30,12 @@ from trlearner.meta_step import (
     questions,
     state_of_loss,
 )
-from trlearner.output import Output
-from trlearner.queries import choose_queries
-from trlearner.regularizer import TRLearner
-from trlearner.samples import Samples
+from trlearner.regularizer.output import Output
+from trlearner.regularizer.regularizer import TRLearner
+from trlearner.relations.consistency import mixture_kind
+from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.queries import choose_queries
+from trlearner.tasks.samples import Samples
 
 ASKED = tuple(Asked.__dataclass_fields__)
 

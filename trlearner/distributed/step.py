@@ -9,8 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trlearner.batch import TaskBatch
-from trlearner.checks import check_flag
+from trlearner.base.checks import check_flag
 from trlearner.distributed.check import (
     check_ddp,
     check_launch,
@@ -23,8 +22,9 @@ from trlearner.distributed.gradients import reduced_by
 from trlearner.distributed.plan import make_plan
 from trlearner.distributed.rank_step import RankStep
 from trlearner.learners.protocol import Learner
-from trlearner.output import Output
-from trlearner.regularizer import TRLearner
+from trlearner.regularizer.output import Output
+from trlearner.regularizer.regularizer import TRLearner
+from trlearner.tasks.batch import TaskBatch
 
 
 class MetaStep(nn.Module):

@@ -10,15 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trlearner.consistency import neighbours, weights_of
 from trlearner.distributed.asked import Asked
 from trlearner.distributed.collective import Ranks
 from trlearner.distributed.exchange import exchange
 from trlearner.distributed.kind import Kind
 from trlearner.distributed.pairs import mixture_of, pairs_of
 from trlearner.engines.adapted import Adapted
-from trlearner.meta_step import Parts, aligned
-from trlearner.relation import relation_matrix
+from trlearner.regularizer.meta_step import Parts, aligned
+from trlearner.relations.consistency import neighbours, weights_of
+from trlearner.relations.similarity import relation_matrix
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trlearner.batch import TaskBatch
-from trlearner.checks import check_flag, check_whole
+from trlearner.base.checks import check_flag, check_whole
+from trlearner.base.functional import pure_call, random_state_kept
+from trlearner.base.types import State
 from trlearner.encoders.protocol import Encoder, check_width
 from trlearner.engines.adapted import Models
-from trlearner.functional import pure_call, random_state_kept
 from trlearner.learners.protocol import Learner
-from trlearner.samples import Samples
-from trlearner.types import State
+from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.samples import Samples
 
 
 class FunctionEncoder(Encoder):

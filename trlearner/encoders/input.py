@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trlearner.batch import TaskBatch
-from trlearner.checks import check_flag, check_whole
-from trlearner.encoders.extractor import Extractor
+from trlearner.base.checks import check_flag, check_whole
+from trlearner.base.types import State
 from trlearner.encoders.protocol import Encoder, check_width
 from trlearner.engines.adapted import Models
-from trlearner.prototype import batch_prototypes
-from trlearner.sampler.select import Select, check_select
-from trlearner.types import State
+from trlearner.learners.extractor import Extractor
+from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.prototype import batch_prototypes
+from trlearner.tasks.select import Select, check_select
 
 
 class InputEncoder(Encoder):

@@ -7,17 +7,17 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 from torch.nn.parameter import UninitializedParameter
 
-from trlearner.batch import TaskBatch
-from trlearner.checks import check_flag, check_whole
-from trlearner.encoders.extractor import Extractor
+from trlearner.base.checks import check_flag, check_whole
+from trlearner.base.functional import random_state_kept
+from trlearner.base.types import State
 from trlearner.encoders.protocol import Encoder, check_width
 from trlearner.engines.adapted import Models
-from trlearner.functional import random_state_kept
+from trlearner.learners.extractor import Extractor
 from trlearner.learners.protocol import Learner
-from trlearner.prototype import batch_prototypes
-from trlearner.sampler.select import Select, check_select
-from trlearner.samples import Samples
-from trlearner.types import State
+from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.prototype import batch_prototypes
+from trlearner.tasks.samples import Samples
+from trlearner.tasks.select import Select, check_select
 
 
 class LabelledEncoder(Encoder):

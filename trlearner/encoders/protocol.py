@@ -7,10 +7,10 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from trlearner.batch import TaskBatch
+from trlearner.base.types import State
 from trlearner.engines.adapted import Models
 from trlearner.learners.protocol import Learner
-from trlearner.types import State
+from trlearner.tasks.batch import TaskBatch
 
 
 class Encoder(nn.Module, abc.ABC):

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trlearner.batch import TaskBatch
-from trlearner.checks import check_flag, check_whole
+from trlearner.base.checks import check_flag, check_whole
+from trlearner.base.types import State
 from trlearner.encoders.protocol import Encoder
 from trlearner.engines.adapted import Adapted, Models
+from trlearner.engines.task_learner import GradientTaskLearner
 from trlearner.learners.protocol import Learner
-from trlearner.seam import GradientTaskLearner
-from trlearner.types import State
+from trlearner.tasks.batch import TaskBatch
 
 WORD = 0xFFFFFFFF
 Integers = TypeVar("Integers", int, Tensor)

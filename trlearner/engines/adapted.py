@@ -10,11 +10,11 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from trlearner.base.types import Fast, LossFn, State
 from trlearner.engines.blame import blaming
-from trlearner.rows import Rows, number, part_of
-from trlearner.samples import Samples, check_mask
-from trlearner.seam import TaskLearner
-from trlearner.types import Fast, LossFn, State
+from trlearner.engines.task_learner import TaskLearner
+from trlearner.tasks.rows import Rows, number, part_of
+from trlearner.tasks.samples import Samples, check_mask
 
 
 class Embedded(NamedTuple):

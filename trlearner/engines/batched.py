@@ -10,13 +10,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from trlearner.base.types import Fast, LossFn, State
 from trlearner.engines.adapted import Adapted, Engine
 from trlearner.engines.embedding import padded
 from trlearner.engines.one_task import descent
-from trlearner.loss import task_loss
-from trlearner.samples import Samples
-from trlearner.seam import InnerLoop, TaskLearner
-from trlearner.types import Fast, LossFn, State
+from trlearner.engines.task_learner import InnerLoop, TaskLearner
+from trlearner.tasks.loss import task_loss
+from trlearner.tasks.samples import Samples
 
 
 def check_masks(learner: TaskLearner, name: str) -> None:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from trlearner.base.functional import Busy, random_state_kept
+from trlearner.base.types import LossFn
 from trlearner.engines.one_task import adapt_task
 from trlearner.engines.second_order import ONCE, advice
-from trlearner.functional import Busy, random_state_kept
-from trlearner.loss import task_loss
-from trlearner.samples import Samples
-from trlearner.seam import GradientTaskLearner, TaskLearner
-from trlearner.types import LossFn
+from trlearner.engines.task_learner import GradientTaskLearner, TaskLearner
+from trlearner.tasks.loss import task_loss
+from trlearner.tasks.samples import Samples
 
 
 @contextmanager

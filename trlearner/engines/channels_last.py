@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trlearner.base.types import Fast, State
 from trlearner.engines import loop
 from trlearner.engines.adapted import Adapted, Engine
 from trlearner.engines.batch_norm import cheap_norms
 from trlearner.engines.group_norm import safe_group_norms
-from trlearner.loss import task_losses
-from trlearner.seam import InnerLoop, TaskLearner, Through
-from trlearner.types import Fast, State
+from trlearner.engines.task_learner import InnerLoop, TaskLearner, Through
+from trlearner.tasks.loss import task_losses
 
 
 def laid_out(x: Tensor) -> Tensor:

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
+from trlearner.base.functional import Busy, random_state_kept
+from trlearner.base.types import LossFn
+from trlearner.base.warn import warn
 from trlearner.engines import batched, channels_last, compiled, higher, loop
 from trlearner.engines.adapted import Engine, adapt
 from trlearner.engines.blame import own_mistake
-from trlearner.functional import Busy, random_state_kept
-from trlearner.loss import check_decomposes
-from trlearner.samples import Samples
-from trlearner.seam import GradientTaskLearner, TaskLearner
-from trlearner.types import LossFn
-from trlearner.warn import warn
+from trlearner.engines.task_learner import GradientTaskLearner, TaskLearner
+from trlearner.tasks.loss import check_decomposes
+from trlearner.tasks.samples import Samples
 
 ENGINES = {
     engine.name: engine
@@ -140,7 +140,7 @@ def check_loss(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> None:
     """Refuse a loss that masks would change; tried once, on all real samples together.
 
     Raises:
-        ValueError: As `trlearner.loss.check_decomposes`.
+        ValueError: As `trlearner.tasks.loss.check_decomposes`.
     """
     checked = _known(learner).decomposing
     known = isinstance(loss_fn, Hashable)

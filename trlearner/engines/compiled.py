@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trlearner.batch import TaskBatch
+from trlearner.base.types import LossFn, State
 from trlearner.engines import batched, guard
 from trlearner.engines.adapted import Adapted, Engine
 from trlearner.engines.graph import Function, Graph, build
 from trlearner.engines.settings import Settings, ignore, settings
-from trlearner.samples import Samples
-from trlearner.types import LossFn, State
+from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.samples import Samples
 
 ENGINE = replace(batched.ENGINE, name="compiled", graphs=True)
 TRACED = replace(batched.ENGINE, name="traced", graphs=True)

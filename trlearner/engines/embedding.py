@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trlearner.base.types import Fast, State
 from trlearner.engines.instead import Instead
-from trlearner.seam import TaskLearner, Through
-from trlearner.types import Fast, State
+from trlearner.engines.task_learner import TaskLearner, Through
 
 
 def padded_embeddings() -> Instead:

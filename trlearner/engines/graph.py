@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trlearner.engines.batched import NotBatchable
-from trlearner.targets import Misfit
+from trlearner.tasks.targets import Misfit
 
 Function = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """A pure function of named tensors; what it calls ``loss`` is what gradients are taken of."""

@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from trlearner.base.warn import warn
 from trlearner.engines.settings import Settings
-from trlearner.warn import warn
 
 T = TypeVar("T")
 Key = tuple[tuple[str, Hashable], ...]

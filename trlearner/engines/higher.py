@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trlearner.base.types import Fast, LossFn, State
 from trlearner.engines import loop
 from trlearner.engines.one_task import check_depends
 from trlearner.engines.second_order import explain_backward
-from trlearner.loss import task_loss
-from trlearner.rows import Rows
-from trlearner.samples import Samples
-from trlearner.seam import GradientTaskLearner, TaskLearner, at_step
-from trlearner.types import Fast, LossFn, State
+from trlearner.engines.task_learner import GradientTaskLearner, TaskLearner, at_step
+from trlearner.tasks.loss import task_loss
+from trlearner.tasks.rows import Rows
+from trlearner.tasks.samples import Samples
 
 
 def adapt(

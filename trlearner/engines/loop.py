@@ -8,14 +8,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from trlearner.base.functional import per_task
+from trlearner.base.types import Fast, LossFn, State
 from trlearner.engines.adapted import Adapted, Engine
 from trlearner.engines.one_task import adapt_task
-from trlearner.functional import per_task
-from trlearner.loss import task_losses
-from trlearner.rows import Rows, unbound
-from trlearner.samples import Samples
-from trlearner.seam import TaskLearner
-from trlearner.types import Fast, LossFn, State
+from trlearner.engines.task_learner import TaskLearner
+from trlearner.tasks.loss import task_losses
+from trlearner.tasks.rows import Rows, unbound
+from trlearner.tasks.samples import Samples
 
 
 def embed(learner: TaskLearner, state: State, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trlearner.loss import task_loss
-from trlearner.seam import Gradients, InnerLoop, TaskLearner
-from trlearner.types import Fast, LossFn, State
+from trlearner.base.types import Fast, LossFn, State
+from trlearner.engines.task_learner import Gradients, InnerLoop, TaskLearner
+from trlearner.tasks.loss import task_loss
 
 
 def adapt_task(

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from trlearner import functional
-from trlearner.head import alone, before, check_last, check_name
+from trlearner.base import functional
+from trlearner.base.types import Fast, State
+from trlearner.engines.head import alone, before, check_last, check_name
+from trlearner.engines.task_learner import StepSize
 from trlearner.learners.protocol import MODEL, GradientLearner
 from trlearner.learners.rates import Rate, check_rates, rates_of
-from trlearner.samples import Samples
-from trlearner.seam import StepSize
-from trlearner.types import Fast, State
+from trlearner.tasks.samples import Samples
 
 
 class ANIL(GradientLearner):

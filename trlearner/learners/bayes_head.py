@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from trlearner import functional
-from trlearner.checks import check_whole
+from trlearner.base import functional
+from trlearner.base.checks import check_whole
+from trlearner.base.types import Fast, State
+from trlearner.engines.task_learner import InnerLoop
 from trlearner.learners.protocol import Learner
-from trlearner.seam import InnerLoop
-from trlearner.types import Fast, State
 
 NOISE = 0.1
 """The variance of the targets' noise, in units of the weights' prior variance, where learning starts."""

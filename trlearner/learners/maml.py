@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from trlearner.base.types import Fast, State
+from trlearner.engines.task_learner import StepSize
 from trlearner.learners.protocol import MODEL, GradientLearner
 from trlearner.learners.rates import Rate, check_rates, rates_of
-from trlearner.seam import StepSize
-from trlearner.types import Fast, State
 
 
 class MAML(GradientLearner):

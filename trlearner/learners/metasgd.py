@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from trlearner.checks import check_flag
+from trlearner.base.checks import check_flag
+from trlearner.base.types import Fast, State
+from trlearner.engines.task_learner import StepSize, at_step
 from trlearner.learners.protocol import MODEL, GradientLearner
 from trlearner.learners.rates import Rate, check_rates, rates_of
-from trlearner.seam import StepSize, at_step
-from trlearner.types import Fast, State
 
 RATES = "rates."
 

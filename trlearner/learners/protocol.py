@@ -9,20 +9,20 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from trlearner import functional
-from trlearner.checks import check_flag, check_loss_fn, check_whole
-from trlearner.coupling import examine_learner, examined
+from trlearner.base import functional
+from trlearner.base.checks import check_flag, check_loss_fn, check_whole
+from trlearner.base.functional import OneThread
+from trlearner.base.types import Fast, LossFn, State
 from trlearner.engines import compiled
 from trlearner.engines.adapted import Adapted, Engine, adapt
 from trlearner.engines.blame import blaming
 from trlearner.engines.choose import check_name, choose, without_graph
+from trlearner.engines.coupling import examine_learner, examined
 from trlearner.engines.second_order import explain_backward, sound
-from trlearner.functional import OneThread
-from trlearner.ignored import check_labelled
-from trlearner.recompute import recomputed
-from trlearner.samples import Samples, samples_of
-from trlearner.seam import InnerLoop, StepSize, at_step
-from trlearner.types import Fast, LossFn, State
+from trlearner.engines.task_learner import InnerLoop, StepSize, at_step
+from trlearner.learners.recompute import recomputed
+from trlearner.tasks.ignored import check_labelled
+from trlearner.tasks.samples import Samples, samples_of
 
 MODEL = "model."
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trlearner import functional
+from trlearner.base import functional
+from trlearner.base.types import Fast, State
+from trlearner.engines.task_learner import InnerLoop
 from trlearner.learners.protocol import Learner
-from trlearner.prototype import class_means
-from trlearner.seam import InnerLoop
-from trlearner.types import Fast, State
+from trlearner.tasks.prototype import class_means
 
 ABSENT = -1e4
 """The logit of a class without support samples: as good as impossible, yet finite."""

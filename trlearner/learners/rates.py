@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trlearner.checks import shown
+from trlearner.base.checks import shown
 
 Rate = float | Sequence[float] | Mapping[str, float | Sequence[float]]
 """One rate, one a step, or either by the beginning of a parameter's name."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from trlearner.base.types import Fast, State
+from trlearner.engines.task_learner import StepSize
 from trlearner.learners.protocol import MODEL, GradientLearner
 from trlearner.learners.rates import Rate, check_rates, rates_of
-from trlearner.seam import StepSize
-from trlearner.types import Fast, State
 
 TRANSFORMS = "transforms."
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from trlearner.engines.adapted import Models
-from trlearner.gaussian import gaussian_posterior, posterior_mean, posterior_variance
 from trlearner.memory.labels import NOISE, Labels
 from trlearner.memory.options import Settings
 from trlearner.memory.remembered import Remembered, own_predictions
-from trlearner.posterior import Posterior
-from trlearner.samples import Samples
+from trlearner.relations.gaussian import gaussian_posterior, posterior_mean, posterior_variance
+from trlearner.relations.posterior import Posterior
+from trlearner.tasks.samples import Samples
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """``(a [n, ...], b [m, ...]) -> [n, m]``, positive semidefinite: how alike the inputs of one task are."""
@@ -22,7 +22,7 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class ByGaussians:
-    """What `trlearner.gaussian` made of the tasks' labels.
+    """What `trlearner.relations.gaussian` made of the tasks' labels.
 
     Attributes:
         posterior: Models and their coefficients.

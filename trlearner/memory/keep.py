@@ -8,16 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trlearner.collected_models import Predict
+from trlearner.base.types import LossFn
+from trlearner.base.warn import warn
 from trlearner.engines.adapted import Adapted
+from trlearner.engines.collected_models import Predict
 from trlearner.learners.protocol import Learner
 from trlearner.memory.known import own_generator
 from trlearner.memory.labels import NOISE, Labels
 from trlearner.memory.remembered import Remembered, finite
 from trlearner.memory.stop import learn
-from trlearner.samples import Samples
-from trlearner.types import LossFn
-from trlearner.warn import warn
+from trlearner.tasks.samples import Samples
 
 NOT_FINITE = "not finite"
 WORSE = "worse than a constant"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trlearner.batch import TaskBatch
-from trlearner.samples import Samples, samples_of
+from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.samples import Samples, samples_of
 
 Tasks = TaskBatch | Samples | tuple[Tensor, Tensor]
 

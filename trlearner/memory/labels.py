@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trlearner.samples import Samples
+from trlearner.tasks.samples import Samples
 
 NOISE = 0.01
 """The default noise σ², as a share of the labels' variance."""

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trlearner.batch import TaskBatch
 from trlearner.learners.protocol import Learner
 from trlearner.memory.known import all_samples, at_most, own_generator, split
 from trlearner.memory.remembered import Known, Remembered, check_own
+from trlearner.tasks.batch import TaskBatch
 
 MOST = 500
 """So many remembered tasks are enough to judge by."""

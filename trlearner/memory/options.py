@@ -7,9 +7,9 @@ from typing import Any, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor
 
-from trlearner.checks import check_choice, check_function, check_number, check_whole, shown
-from trlearner.consistency import Mixture
-from trlearner.samples import Samples
+from trlearner.base.checks import check_choice, check_function, check_number, check_whole, shown
+from trlearner.relations.consistency import Mixture
+from trlearner.tasks.samples import Samples
 
 RULES = ("gaussian", "softmax")
 

@@ -8,13 +8,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from trlearner.checks import check_flag
-from trlearner.consistency import mix
+from trlearner.base.checks import check_flag
 from trlearner.engines.adapted import Models
 from trlearner.memory.gaussians import ByGaussians
 from trlearner.memory.remembered import Remembered, own_predictions
 from trlearner.memory.softmax import BySoftmax
-from trlearner.samples import Samples, check_mask
+from trlearner.relations.consistency import mix
+from trlearner.tasks.samples import Samples, check_mask
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trlearner.batch import TaskBatch
-from trlearner.checks import shown
-from trlearner.collected_models import CollectedModels, Predict
+from trlearner.base.checks import shown
+from trlearner.base.types import Fast, LossFn, State
 from trlearner.engines.adapted import Adapted, Embedded, Models
 from trlearner.engines.choose import without_graph
+from trlearner.engines.collected_models import CollectedModels, Predict
 from trlearner.learners.protocol import Learner
-from trlearner.loss import task_losses
-from trlearner.rows import part_of
-from trlearner.samples import Samples
-from trlearner.types import Fast, LossFn, State
+from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.loss import task_losses
+from trlearner.tasks.rows import part_of
+from trlearner.tasks.samples import Samples
 
 INPUTS = 2**16
 """About so many inputs are predicted at once, each by one model: what narrow layers make of them stays in a

@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trlearner.consistency import mix, mixture_kind
+from trlearner.base.types import LossFn
 from trlearner.engines.adapted import Models
 from trlearner.memory.options import Settings
 from trlearner.memory.remembered import Remembered, losses_of
-from trlearner.samples import Samples
-from trlearner.types import LossFn
+from trlearner.relations.consistency import mix, mixture_kind
+from trlearner.tasks.samples import Samples
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from trlearner.engines.task_learner import GradientTaskLearner
 from trlearner.learners.protocol import Learner
 from trlearner.memory.labels import PARTS as OF_LABELS
 from trlearner.memory.options import TUNED
 from trlearner.memory.remembered import finite
-from trlearner.seam import GradientTaskLearner
 
 PARTS = ("fast", "state", "labels", "rule", *TUNED)
 

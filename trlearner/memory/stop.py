@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trlearner.base.types import Fast, LossFn
 from trlearner.engines.adapted import Adapted, adapt
 from trlearner.engines.choose import without_graph
 from trlearner.learners.protocol import Learner
 from trlearner.memory.known import held_out
-from trlearner.rows import part_of
-from trlearner.samples import Samples
-from trlearner.types import Fast, LossFn
+from trlearner.tasks.rows import part_of
+from trlearner.tasks.samples import Samples
 
 STEPS = 300
 """So many inner steps are the most, by default, for tasks with numbers for labels."""

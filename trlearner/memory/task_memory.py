@@ -8,11 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trlearner.batch import TaskBatch
-from trlearner.checks import check_flag, check_loss_fn, check_number, check_whole
-from trlearner.collected_models import Predict
-from trlearner.consistency import Mixture
+from trlearner.base.checks import check_flag, check_loss_fn, check_number, check_whole
+from trlearner.base.types import LossFn
 from trlearner.engines.adapted import Adapted, Models
+from trlearner.engines.collected_models import Predict
 from trlearner.learners.protocol import Learner, check_learner
 from trlearner.memory.candidates import Tuned
 from trlearner.memory.gaussians import ByGaussians, Kernel, by_gaussians
@@ -32,8 +31,9 @@ from trlearner.memory.softmax import BySoftmax, by_softmax
 from trlearner.memory.state import check_state
 from trlearner.memory.stop import STEPS
 from trlearner.memory.tune import Trier, tune_gaussian, tune_softmax
-from trlearner.samples import Samples, samples_of
-from trlearner.types import LossFn
+from trlearner.relations.consistency import Mixture
+from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.samples import Samples, samples_of
 
 
 class TaskMemory:
@@ -43,8 +43,8 @@ class TaskMemory:
     ``P(x) = sum_j c_j f_j(x)`` a combination of remembered models:
 
     - ``rule="gaussian"``: the posterior mean under Gaussians around the models that fit the new task's labels
-      best (`trlearner.gaussian` has the formulas). It is for targets that are numbers, and predictions that
-      estimate them.
+      best (`trlearner.relations.gaussian` has the formulas). It is for targets that are numbers, and for
+      predictions that estimate them.
     - ``rule="softmax"``: ``c_j = softmax_j(-loss(f_j, support) / temperature)``. It is also what class labels
       (integer targets) get under either rule: logits are mixed as probabilities.
 

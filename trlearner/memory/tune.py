@@ -10,11 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trlearner.batch import TaskBatch
-from trlearner.consistency import Mixture, mixture_kind
+from trlearner.base.functional import take
+from trlearner.base.types import LossFn
 from trlearner.engines.adapted import Models
-from trlearner.functional import take
-from trlearner.gaussian import best_models
 from trlearner.memory.candidates import (
     Setting,
     Trial,
@@ -31,8 +29,10 @@ from trlearner.memory.options import Settings, as_noise
 from trlearner.memory.recall import blend
 from trlearner.memory.remembered import Remembered, losses_of, own_predictions
 from trlearner.memory.softmax import BySoftmax, best_by_loss
-from trlearner.samples import Samples
-from trlearner.types import LossFn
+from trlearner.relations.consistency import Mixture, mixture_kind
+from trlearner.relations.gaussian import best_models
+from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.samples import Samples
 
 EXPLODED = 1e30
 """What a loss that is no number counts as: worse than any other, no better than its like."""

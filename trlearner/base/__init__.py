@@ -1,0 +1,1 @@
+"""What everything else stands on: types, checks, warnings, and calls of modules as pure functions."""

@@ -1,0 +1,1 @@
+"""What looks on: the doctor before training, the monitor during it."""

@@ -1,0 +1,1 @@
+"""`TRLearner`: the relation term around any learner, and for loops of the user's own."""

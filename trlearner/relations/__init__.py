@@ -1,0 +1,1 @@
+"""Relations between tasks, as pure functions of tensors."""

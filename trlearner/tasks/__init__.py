@@ -1,0 +1,1 @@
+"""Tasks: their samples, batches, targets and losses."""
