@@ -81,7 +81,7 @@ def make_regularizer(
     problem: Problem,
     learner: tr.Learner,
     device: str,
-    sampler: tr.TaskSampler | None = None,
+    sampler: tr.samplers.TaskSampler | None = None,
 ) -> tr.TRLearner:
     """TRLearner around the learner's own features; with ``lam=0`` it is the learner alone."""
     return tr.TRLearner(
@@ -106,14 +106,14 @@ CANDIDATES = 4
 
 def make_sampler(
     config: Config, problem: Problem, learner: tr.Learner
-) -> tr.AdaptiveTaskSampler | tr.HardTaskSampler | None:
+) -> tr.AdaptiveTaskSampler | tr.samplers.HardTaskSampler | None:
     """Over the training tasks where they are a finite set, else over a stream of candidates."""
     if config.sampler == "none":
         return None
     names = problem.source.names if isinstance(problem.source, Finite) else None
     generator = torch.Generator().manual_seed(config.seed)
     if config.sampler == "hard":
-        return tr.HardTaskSampler(names, config.tasks, generator=generator)
+        return tr.samplers.HardTaskSampler(names, config.tasks, generator=generator)
     return tr.AdaptiveTaskSampler(
         names,
         config.tasks,

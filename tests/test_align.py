@@ -46,7 +46,7 @@ def test_similarity_is_the_cosine(seed: int):
 @settings(max_examples=15, deadline=None)
 def test_sinkhorn_equals_the_reference(seed: int, temperature: float, iterations: int):
     p = prototypes(seed)
-    found = tr.sinkhorn(p, temperature, iterations)
+    found = tr.relations.sinkhorn(p, temperature, iterations)
     assert found.shape == (3, 3, 4, 4)
     for i in range(3):
         for j in range(3):
@@ -57,22 +57,22 @@ def test_sinkhorn_equals_the_reference(seed: int, temperature: float, iterations
 def test_sinkhorn_defaults():
     p = prototypes(0)
     assert (TEMPERATURE, ITERATIONS) == (0.1, 20)
-    assert_close(tr.sinkhorn(p)[1, 0], reference.sinkhorn(p[0], p[1], 0.1, 20), **TIGHT)
+    assert_close(tr.relations.sinkhorn(p)[1, 0], reference.sinkhorn(p[0], p[1], 0.1, 20), **TIGHT)
 
 
 @given(SEEDS)
 @settings(max_examples=30, deadline=None)
 def test_sinkhorn_is_nearly_doubly_stochastic(seed: int):
-    found = tr.sinkhorn(prototypes(seed))
+    found = tr.relations.sinkhorn(prototypes(seed))
     ones = torch.ones(3, 3, 4, dtype=torch.float64)
     assert found.min() >= 0
     # It ends with columns; rows are as good as so many iterations at this temperature make them.
     assert_close(found.sum(-2), ones, **TIGHT)
     assert_close(found.sum(-1), ones, rtol=0.0, atol=0.2)
-    assert_close(tr.sinkhorn(prototypes(seed), 1.0).sum(-1), ones, **TIGHT)
+    assert_close(tr.relations.sinkhorn(prototypes(seed), 1.0).sum(-1), ones, **TIGHT)
 
 
-@pytest.mark.parametrize("match", [tr.sinkhorn, tr.hungarian])
+@pytest.mark.parametrize("match", [tr.relations.sinkhorn, tr.relations.hungarian])
 @given(SEEDS, st.permutations(range(4)), st.integers(0, 2))
 @settings(max_examples=20, deadline=None)
 def test_renumbering_classes_permutes_rows_and_columns(match, seed: int, order, task: int):
@@ -94,19 +94,19 @@ def test_a_renumbered_copy_is_matched_with_itself(seed: int, order: list[int]):
     wanted = torch.eye(4, dtype=torch.float64)[
         :, order
     ]  # class order[c'] of task 0 is c' of task 1
-    assert_close(tr.hungarian(p)[1, 0], wanted, **EXACT)
-    assert_close(tr.sinkhorn(p)[1, 0], wanted, rtol=0.0, atol=1e-3)
+    assert_close(tr.relations.hungarian(p)[1, 0], wanted, **EXACT)
+    assert_close(tr.relations.sinkhorn(p)[1, 0], wanted, rtol=0.0, atol=1e-3)
     # What the model of task 1 says is translated to the classes of task 0.
     says = torch.zeros(4, dtype=torch.float64)
     says[0] = 1.0
-    assert int((tr.hungarian(p)[1, 0] @ says).argmax()) == order[0]
+    assert int((tr.relations.hungarian(p)[1, 0] @ says).argmax()) == order[0]
 
 
 @given(SEEDS, st.integers(1, 4))
 @settings(max_examples=20, deadline=None)
 def test_hungarian_equals_the_reference(seed: int, classes: int):
     p = prototypes(seed, classes=classes)
-    found = tr.hungarian(p)
+    found = tr.relations.hungarian(p)
     for i in range(3):
         for j in range(3):
             assert_close(found[j, i], reference.hungarian(p[i], p[j]), **EXACT)
@@ -117,7 +117,7 @@ def test_sinkhorn_gradients_equal_finite_differences():
     scale = prototypes(1, tasks=4, classes=3, features=3).reshape(2, 2, 3, 3)
 
     def total() -> Tensor:
-        return (tr.sinkhorn(p, temperature=0.5, iterations=5) * scale).sum()
+        return (tr.relations.sinkhorn(p, temperature=0.5, iterations=5) * scale).sum()
 
     (found,) = torch.autograd.grad(total(), p)
     assert found.abs().min() > 1e-6
@@ -129,20 +129,22 @@ def test_absent_classes_and_low_temperatures_stay_finite(temperature: float):
     p = prototypes(0)
     p[0, 1] = p[2] = 0
     p.requires_grad_()
-    found = tr.sinkhorn(p, temperature)
+    found = tr.relations.sinkhorn(p, temperature)
     (gradient,) = torch.autograd.grad(
         (found * prototypes(1, 9, 4, 4).reshape(found.shape)).sum(), p
     )
     assert torch.isfinite(found).all() and torch.isfinite(gradient).all()
-    assert torch.isfinite(tr.hungarian(p)).all()
+    assert torch.isfinite(tr.relations.hungarian(p)).all()
 
 
 def test_hungarian_has_no_gradient():
-    assert not tr.hungarian(prototypes(0).requires_grad_()).requires_grad
+    assert not tr.relations.hungarian(prototypes(0).requires_grad_()).requires_grad
 
 
 def test_hungarian_of_one_task():
-    assert_close(tr.hungarian(prototypes(0, tasks=1))[0, 0], torch.eye(4).double(), **EXACT)
+    assert_close(
+        tr.relations.hungarian(prototypes(0, tasks=1))[0, 0], torch.eye(4).double(), **EXACT
+    )
 
 
 def test_hungarian_needs_scipy(monkeypatch: pytest.MonkeyPatch):
@@ -150,7 +152,7 @@ def test_hungarian_needs_scipy(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(
         ImportError, match="needs SciPy: pip install scipy. Or use align='sinkhorn'"
     ):
-        tr.hungarian(prototypes(0))
+        tr.relations.hungarian(prototypes(0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -158,19 +160,21 @@ def test_half_precision_is_matched_in_single_even_where_a_class_is_absent(dtype:
     p = prototypes(0).to(dtype)
     p[0, 1] = 0
     p.requires_grad_()
-    for match in (similarity, tr.sinkhorn, tr.hungarian):
+    for match in (similarity, tr.relations.sinkhorn, tr.relations.hungarian):
         found = match(p)
         assert found.dtype == torch.float32 and found.isfinite().all()
         assert torch.equal(found, match(p.float()))
-    (gradient,) = torch.autograd.grad(tr.sinkhorn(p).square().sum(), p)
+    (gradient,) = torch.autograd.grad(tr.relations.sinkhorn(p).square().sum(), p)
     assert gradient.isfinite().all()
 
 
 def test_autocast_does_not_coarsen_cosines():
     p = prototypes(0).float()
     with torch.autocast("cpu", torch.bfloat16):
-        found = [tr.sinkhorn(p), tr.hungarian(p)]
-    assert torch.equal(found[0], tr.sinkhorn(p)) and torch.equal(found[1], tr.hungarian(p))
+        found = [tr.relations.sinkhorn(p), tr.relations.hungarian(p)]
+    assert torch.equal(found[0], tr.relations.sinkhorn(p)) and torch.equal(
+        found[1], tr.relations.hungarian(p)
+    )
 
 
 @pytest.mark.parametrize("mixture", ["values", "logits"])
@@ -178,22 +182,22 @@ def test_answers_in_half_precision_are_mixed_by_it(mixture: str):
     p = prototypes(0).float()
     says = torch.randn(3, 3, 2, 4, generator=torch.Generator().manual_seed(0))
     weights = torch.full((3, 3), 0.5).fill_diagonal_(0)
-    found = mix(says.half(), weights, mixture, tr.sinkhorn(p.half()))
-    wanted = mix(says, weights, mixture, tr.sinkhorn(p))
+    found = mix(says.half(), weights, mixture, tr.relations.sinkhorn(p.half()))
+    wanted = mix(says, weights, mixture, tr.relations.sinkhorn(p))
     assert_close(found.float(), wanted, rtol=0.0, atol=0.02)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_must_be_above_zero(temperature: float):
     with pytest.raises(ValueError, match=r"temperature must be a finite number above 0, got"):
-        tr.sinkhorn(prototypes(0), temperature)
+        tr.relations.sinkhorn(prototypes(0), temperature)
 
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("iterations", [0, -1, 2.0])
 def test_sinkhorn_needs_an_iteration(iterations):
     with pytest.raises(ValueError, match="iterations must be a whole number of at least 1, got"):
-        tr.sinkhorn(prototypes(0), iterations=iterations)
+        tr.relations.sinkhorn(prototypes(0), iterations=iterations)
 
 
 @pytest.mark.parametrize("size", [1e20, 1e30])

@@ -292,10 +292,12 @@ CASES: dict[str, Case] = {
          "temperature": "positive", "top_k": optional("count"), "alignment": optional("tensor")},
     ),
     "sinkhorn": Case(
-        tr.sinkhorn, lambda: {"prototypes": torch.rand(3, 2, 2)},
+        tr.relations.sinkhorn, lambda: {"prototypes": torch.rand(3, 2, 2)},
         {"prototypes": "tensor", "temperature": "positive", "iterations": "count"},
     ),
-    "hungarian": Case(tr.hungarian, lambda: {"prototypes": torch.rand(3, 2, 2)}, {"prototypes": "tensor"}),
+    "hungarian": Case(
+        tr.relations.hungarian, lambda: {"prototypes": torch.rand(3, 2, 2)}, {"prototypes": "tensor"}
+    ),
     "best_models": Case(
         best_models, lambda: {**SAID, "neighbours": 2},
         {"predictions": "tensor", "labels": "tensor", "neighbours": "whole", "mask": optional("tensor")},
@@ -319,10 +321,10 @@ CASES: dict[str, Case] = {
          "kernel_itself": optional("tensor"), "of_labels": "flag"},
     ),
     "UniformTaskSampler": Case(
-        tr.UniformTaskSampler, lambda: {"task_ids": range(4), "batch_size": 2}, SAMPLER
+        tr.samplers.UniformTaskSampler, lambda: {"task_ids": range(4), "batch_size": 2}, SAMPLER
     ),
     "HardTaskSampler": Case(
-        tr.HardTaskSampler, lambda: {"task_ids": range(4), "batch_size": 2},
+        tr.samplers.HardTaskSampler, lambda: {"task_ids": range(4), "batch_size": 2},
         {**SAMPLER, "temperature": "positive", "warmup": "whole", "floor": "share", "every": "count",
          "loss_fn": optional("function")},
     ),
@@ -349,14 +351,14 @@ CASES: dict[str, Case] = {
         {"candidates": "instance", "learner": optional("instance")},
     ),
     "lookahead": Case(
-        tr.lookahead,
+        tr.samplers.lookahead,
         lambda: {"engine": "loop", "learner": learner(), "batch": batch(), "held_out": batch(),
                  "weights": torch.ones(3) / 3, "loss_fn": mse_loss, "lr": 0.1},
         {"engine": "choice", "learner": "instance", "batch": "instance", "held_out": "instance",
          "weights": "tensor", "loss_fn": "function", "lr": "positive"},
     ),
     "register_score": Case(
-        tr.register_score, lambda: {"name": "new", "score": abs},
+        tr.samplers.register_score, lambda: {"name": "new", "score": abs},
         {"name": "text", "score": "function"},
     ),
     "TaskMemory": Case(

@@ -91,7 +91,7 @@ def static_graph(rank: int, size: int) -> None:
 
 
 def sampled(rank: int, size: int) -> None:
-    step, batch = made(sampler=tr.UniformTaskSampler(range(4), batch_size=2))
+    step, batch = made(sampler=tr.samplers.UniformTaskSampler(range(4), batch_size=2))
     step(batch)
 
 

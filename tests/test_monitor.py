@@ -378,7 +378,9 @@ def test_alignment_confidence_is_that_of_the_soft_matching() -> None:
     for j in range(4):
         for i in range(4):
             if i != j:
-                soft = tr.sinkhorn(torch.stack([torch.stack(list(p[j])), torch.stack(list(p[i]))]))
+                soft = tr.relations.sinkhorn(
+                    torch.stack([torch.stack(list(p[j])), torch.stack(list(p[i]))])
+                )
                 best += [max(row) for row in soft[0, 1].tolist()]
     assert writer.last("relations/alignment_confidence") == pytest.approx(sum(best) / len(best))
     reg.options = replace(reg.options, align="hungarian")

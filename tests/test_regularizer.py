@@ -149,7 +149,9 @@ def test_top_k_asks_only_the_nearest_and_equals_the_full_mixture(engine: str, al
     adapted = learner.adapt(batch.support, cross_entropy)
     matching = None
     if align == "sinkhorn":
-        matching = tr.sinkhorn(reg.encoder.prototypes(tensors(reg.encoder), batch, adapted))
+        matching = tr.relations.sinkhorn(
+            reg.encoder.prototypes(tensors(reg.encoder), batch, adapted)
+        )
     expected = tr.relation_consistency(
         adapted.cross(batch.query.x),
         batch.query.y,
@@ -489,7 +491,7 @@ def test_an_alignment_may_be_a_function_of_the_prototypes() -> None:
     learner, batch = contracts.learner("maml", contracts.net(), "batched"), contracts.class_batch()
     losses = [
         reg(learner, batch).relation_loss
-        for align in ("sinkhorn", lambda prototypes: tr.sinkhorn(prototypes), "none")
+        for align in ("sinkhorn", lambda prototypes: tr.relations.sinkhorn(prototypes), "none")
         for reg in [regularizer(align=align, loss_fn=cross_entropy)]
     ]
     close(losses[0], losses[1], EXACT)

@@ -38,9 +38,9 @@ def made(kind: str = "adaptive", seed: int = 0, **options: object) -> TaskSample
     g = torch.Generator().manual_seed(seed)
     options = {"task_ids": IDS, "batch_size": SIZE, "generator": g, **options}
     if kind == "uniform":
-        return tr.UniformTaskSampler(**options)
+        return tr.samplers.UniformTaskSampler(**options)
     if kind == "hard":
-        return tr.HardTaskSampler(**{"warmup": 3, "every": 2, **options})
+        return tr.samplers.HardTaskSampler(**{"warmup": 3, "every": 2, **options})
     return tr.AdaptiveTaskSampler(
         **{"warmup": 3, "every": 2, "lr": 0.2, "engine": "eager", **options}
     )

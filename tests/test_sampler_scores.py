@@ -185,14 +185,14 @@ def test_watching_leaves_adaptation_as_it_is() -> None:
 
 
 def test_a_score_of_ones_own() -> None:
-    tr.register_score("first input", lambda e: e.features[:, 0, 0])
+    tr.samplers.register_score("first input", lambda e: e.features[:, 0, 0])
     try:
         e = problem(0, 4, 2, "numbers", masked=False)
         found = score_tasks(("first input", "diversity"), e)
         assert found.shape == (3, 2)
         assert torch.equal(found[:, 0], e.features[:, 0, 0].float())
         with pytest.raises(ValueError, match="name must be new, got 'first input'; there are"):
-            tr.register_score("first input", lambda e: e.gradient_norm)
+            tr.samplers.register_score("first input", lambda e: e.gradient_norm)
         SCORES["broken"] = lambda e: e.features
         with pytest.raises(
             ValueError, match=r"'broken' must return one number a task.* \[3\], got \[3, 4, 2\]"

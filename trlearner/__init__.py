@@ -1,7 +1,7 @@
 """TRLearner: a plug-in regularizer that lets the tasks of a meta-batch help each other."""
 
+from trlearner.base.functional import pure_call
 from trlearner.diagnostics.doctor.examine import doctor
-from trlearner.diagnostics.doctor.finding import Diagnosis, Finding
 from trlearner.diagnostics.monitor.monitor import RelationMonitor
 from trlearner.diagnostics.monitor.plot import plot_relations
 from trlearner.diagnostics.monitor.plot_memory import plot_memory
@@ -12,7 +12,6 @@ from trlearner.encoders.labelled import LabelledEncoder
 from trlearner.encoders.protocol import Encoder
 from trlearner.encoders.update import UpdateEncoder
 from trlearner.engines.adapted import Adapted
-from trlearner.engines.task_learner import InnerLoop
 from trlearner.learners.anil import ANIL
 from trlearner.learners.bayes_head import BayesHead
 from trlearner.learners.maml import MAML
@@ -23,15 +22,9 @@ from trlearner.learners.tnet import TNet
 from trlearner.memory.task_memory import TaskMemory
 from trlearner.regularizer.output import Output
 from trlearner.regularizer.regularizer import TRLearner
-from trlearner.relations.align import hungarian, sinkhorn
 from trlearner.relations.consistency import relation_consistency, relation_weights
 from trlearner.relations.similarity import TaskRelation, relation_matrix
 from trlearner.samplers.adaptive import AdaptiveTaskSampler
-from trlearner.samplers.hard import HardTaskSampler
-from trlearner.samplers.lookahead import lookahead
-from trlearner.samplers.registry import Evidence, register_score
-from trlearner.samplers.sampler import TaskSampler
-from trlearner.samplers.uniform import UniformTaskSampler
 from trlearner.tasks.batch import TaskBatch
 from trlearner.tasks.samples import Samples
 
@@ -41,14 +34,9 @@ __all__ = [
     "Adapted",
     "AdaptiveTaskSampler",
     "BayesHead",
-    "Diagnosis",
     "Encoder",
-    "Evidence",
-    "Finding",
     "FunctionEncoder",
     "GradientLearner",
-    "HardTaskSampler",
-    "InnerLoop",
     "InputEncoder",
     "LabelledEncoder",
     "Learner",
@@ -63,17 +51,17 @@ __all__ = [
     "TaskBatch",
     "TaskMemory",
     "TaskRelation",
-    "TaskSampler",
-    "UniformTaskSampler",
     "UpdateEncoder",
     "doctor",
-    "hungarian",
-    "lookahead",
     "plot_memory",
     "plot_relations",
-    "register_score",
+    "pure_call",
     "relation_consistency",
     "relation_matrix",
     "relation_weights",
-    "sinkhorn",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, and the rooms that have more."""
+    return sorted([*__all__, "diagnostics", "distributed", "engines", "relations", "samplers"])

@@ -35,7 +35,7 @@ class Settings:
 
 def sampler_of(
     arm: str, planted: Planted, settings: Settings, seed: int, model: nn.Module
-) -> tr.TaskSampler:
+) -> tr.samplers.TaskSampler:
     """The sampler of one arm, with the seed's draws."""
     ids = range(len(planted.pool))
     generator, judges = (torch.Generator().manual_seed(seed) for _ in range(2))
@@ -45,9 +45,9 @@ def sampler_of(
         return planted.held_out[some[: settings.judges]]
 
     if arm == "uniform":
-        return tr.UniformTaskSampler(ids, settings.tasks, generator=generator)
+        return tr.samplers.UniformTaskSampler(ids, settings.tasks, generator=generator)
     if arm == "hard":
-        return tr.HardTaskSampler(
+        return tr.samplers.HardTaskSampler(
             ids, settings.tasks, warmup=settings.warmup, every=settings.every, generator=generator
         )
     return tr.AdaptiveTaskSampler(
@@ -107,7 +107,7 @@ def losses(learner: tr.Learner, batch: tr.TaskBatch, planted: Planted) -> torch.
     return torch.vmap(planted.loss_fn)(answers, batch.query.y)
 
 
-def endless(sampler: tr.TaskSampler) -> Iterator[list]:
+def endless(sampler: tr.samplers.TaskSampler) -> Iterator[list]:
     """Epoch after epoch."""
     while True:
         yield from sampler

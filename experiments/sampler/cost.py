@@ -69,7 +69,7 @@ class Contender:
                 extractor=model.features,
                 held_out=self.pool[:tasks] if held_out else None,
             )
-        self.draws = _endless(sampler or tr.UniformTaskSampler(range(POOL), tasks))
+        self.draws = _endless(sampler or tr.samplers.UniformTaskSampler(range(POOL), tasks))
         self.reg = tr.TRLearner(
             tr.LabelledEncoder(None, dim=32), lam=0.0, loss_fn=loss_fn, sampler=sampler
         )
@@ -106,6 +106,6 @@ def costs(blocks: int, nets: Sequence[str]) -> Iterator[dict]:
             yield from map(asdict, measure(net, engine, tasks, few))
 
 
-def _endless(sampler: tr.TaskSampler) -> Iterator[list]:
+def _endless(sampler: tr.samplers.TaskSampler) -> Iterator[list]:
     while True:
         yield from sampler

@@ -330,5 +330,5 @@ def check_alignment(alignment: Tensor | None, predictions: Tensor) -> None:
         raise ValueError(
             "alignment must be [models, tasks, classes, classes] to match predictions [models, tasks, "
             f"queries, classes] = {tuple(predictions.shape)}, got {tuple(alignment.shape)}. "
-            "tr.sinkhorn(prototypes) of the same tasks returns it so."
+            "tr.relations.sinkhorn(prototypes) of the same tasks returns it so."
         )

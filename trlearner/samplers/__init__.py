@@ -1,1 +1,18 @@
-"""Which tasks to train on next, and which samples tell a task apart."""
+"""Which tasks to train on next."""
+
+from trlearner.samplers.adaptive import AdaptiveTaskSampler
+from trlearner.samplers.hard import HardTaskSampler
+from trlearner.samplers.lookahead import lookahead
+from trlearner.samplers.registry import Evidence, register_score
+from trlearner.samplers.sampler import TaskSampler
+from trlearner.samplers.uniform import UniformTaskSampler
+
+__all__ = [
+    "AdaptiveTaskSampler",
+    "Evidence",
+    "HardTaskSampler",
+    "TaskSampler",
+    "UniformTaskSampler",
+    "lookahead",
+    "register_score",
+]

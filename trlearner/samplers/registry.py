@@ -81,7 +81,7 @@ def check_scores(names: Sequence[str]) -> None:
     if unknown:
         raise ValueError(
             f"scores must be among {sorted(SCORES)}, got {unknown}. Give one of your own a name with "
-            "tr.register_score(name, score)."
+            "tr.samplers.register_score(name, score)."
         )
 
 
