@@ -81,7 +81,7 @@ def run(
     result = train.run(config, folder, **how, watch=watch)
     weights = _weights(folder / "weights.pt", device)
     print(f"Remembering {len(known)} training tasks...", flush=True)
-    memory = recall(config, weights, known, data_dir, device)
+    memory = recall(config, weights, known, size.steps, data_dir, device)
     checkpoint.write_json(done, memory)
     return {**result, "memory": memory}
 
@@ -90,6 +90,7 @@ def recall(
     config: Config,
     weights: dict[str, Tensor],
     known: tr.TaskBatch,
+    steps: int | None,
     data_dir: Path | None,
     device: str,
 ) -> dict[str, Any]:
@@ -99,6 +100,7 @@ def recall(
         config: Of the run.
         weights: Its best ones.
         known: Training tasks.
+        steps: As of `TaskMemory.remember`.
         data_dir: Where real data lies.
         device: Where to run.
 
@@ -111,7 +113,7 @@ def recall(
     with warnings.catch_warnings():
         # The result counts them.
         warnings.filterwarnings("ignore", ".* models are not remembered")
-        memory.remember(known)
+        memory.remember(known, steps=steps)
     tuned = memory.tune()
     metric = problem.metrics[0]
     splits = [split for split in ("test", "shifted") if split in problem.source.splits]
@@ -122,6 +124,7 @@ def recall(
         "tasks": len(memory),
         "left_out": memory.left_out,
         "samples": known.support.x.shape[1] + known.query.x.shape[1],
+        "steps": steps,
         "rule": memory.rule,
         "share": memory.share,
         "neighbours": memory.neighbours,

@@ -28,7 +28,7 @@ VIEWS = {
     "top_k": 2,
     "options": {"size": 32, "filters": 16},
 }
-REMEMBERED = Memory(tasks=50, samples=60)
+REMEMBERED = Memory(tasks=50, samples=60, steps=50)  # 300 would take longer than training
 
 PRESETS = {
     "pose/procedural": Preset(VIEWS, YIN, REMEMBERED),

@@ -20,10 +20,12 @@ class Memory:
     Attributes:
         tasks: So many training tasks, or all, if there are no more.
         samples: So many samples of each.
+        steps: The most inner steps; by default those of `TaskMemory.remember`.
     """
 
     tasks: int
     samples: int
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
