@@ -2,6 +2,7 @@
 
     trlearner run PROBLEM       train one learner and test it
     trlearner ablate PROBLEM    train many that differ in some settings; goes on where it was stopped
+                                (--memory, of both: test with remembered training tasks, too)
     trlearner report FOLDER     tables and plots of what was trained
     trlearner data [PROBLEM]    which problems there are; or get one ready and look at a batch
     trlearner bench             time our engines and installed peers
@@ -14,14 +15,15 @@ from __future__ import annotations
 import ast
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+import numpy as np
 import torch
-from trlearner.experiments import grid, sweep, train
+from trlearner.experiments import grid, recall, sweep, train, worker
 from trlearner.experiments.build import make_problem
 from trlearner.experiments.config import Config
 from trlearner.experiments.presets.preset import config_of, presets
@@ -38,9 +40,10 @@ def run(arguments: Sequence[str]) -> int:
     folder = where.out / config.problem / config.hash()
     torch.set_num_threads(where.threads)
     print(f"{config.problem} {config.hash()} -> {folder}", flush=True)
+    train_and_test = recall.run if where.memory else train.run
     try:
         with Progress(1, config.steps) as progress:
-            result = train.run(
+            result = train_and_test(
                 config,
                 folder,
                 data_dir=where.data_dir,
@@ -53,13 +56,11 @@ def run(arguments: Sequence[str]) -> int:
         print(f"\nStopped; nothing is lost. Go on with:\n  {again}")
         return 130
     for split in ("test", "shifted"):
-        for steps, metrics in result.get(split, {}).items():
-            for name, found in metrics.items():
-                print(f"{split:8} {steps:>2} inner steps  {name}: {_numbers(found['summaries'])}")
-        for answer, metrics in result.get("trivial", {}).get(split, {}).items():
-            for name, summaries in metrics.items():
-                print(f"{split:8} by {answer:12}  {name}: {_numbers(summaries)}")
+        for line in _lines(result, split):
+            print(line)
     print(f"{result['best_step']} of {result['steps']} steps gave the best validation.")
+    if where.memory:
+        print(_remembered(result["memory"]))
     print(f"Everything is in {folder};  tensorboard --logdir {where.out}")
     return 0
 
@@ -80,10 +81,13 @@ def ablate(arguments: Sequence[str]) -> int:
     problem, rest = _problem("ablate", arguments)
     configs, where = _parse(problem, rest, Sweep)
     how = sweep.How(**{one.name: getattr(where, one.name) for one in fields(sweep.How)})
+    if where.memory:  # tasks with too few samples are found here, not in every run
+        recall.training_tasks(configs[0], recall.memory_of(problem), where.data_dir, "cpu")
     train.rehearse(configs, where.data_dir, where.engine)
-    run = partial(train.run, data_dir=where.data_dir, device=where.device, engine=where.engine)
+    run, result = (recall.run, recall.RESULT) if where.memory else (train.run, worker.RESULT)
+    run = partial(run, data_dir=where.data_dir, device=where.device, engine=where.engine)
     again = ["trlearner", "ablate", *arguments]
-    return sweep.ablate(configs, run, where.out, how, again)
+    return sweep.ablate(configs, run, where.out, how, again, result)
 
 
 def data(arguments: Sequence[str]) -> int:
@@ -155,8 +159,8 @@ OF_A_PROBLEM = {
     name: f"trlearner {name} PROBLEM {more}\n\nProblems:\n  {{problems}}\n\n"
     f"trlearner {name} regression/sinusoid --help shows every setting, with that problem's defaults."
     for name, more in (
-        ("run", "[--SETTING VALUE ...]"),
-        ("ablate", "[--SETTING VALUE VALUE ... ...] [--seeds N]"),
+        ("run", "[--SETTING VALUE ...] [--memory]"),
+        ("ablate", "[--SETTING VALUE VALUE ... ...] [--seeds N] [--memory]"),
         ("data", "[--data-dir FOLDER]"),
     )
 }
@@ -210,6 +214,35 @@ def _numbers(summaries: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in summaries.items())
 
 
+def _lines(result: Mapping[str, Any], split: str) -> Iterator[str]:
+    """What the learner, the memory and trivial answers score on a split."""
+    for who, by_steps in (("inner steps", result), ("with memory", result.get("memory", {}))):
+        for steps, metrics in by_steps.get(split, {}).items():
+            scores = {name: found for name, found in metrics.items() if name != recall.COVERAGE}
+            for name, found in scores.items():
+                yield f"{split:8} {steps:>2} {who}  {name}: {_numbers(found['summaries'])}"
+            if recall.COVERAGE in metrics:
+                covered = 100 * metrics[recall.COVERAGE]["summaries"]["mean"]
+                yield f"{split:8} {steps:>2} {who}  {covered:.1f} % of the labels lie in the 95 % band"
+    for answer, metrics in result.get("trivial", {}).get(split, {}).items():
+        for name, summaries in metrics.items():
+            yield f"{split:8} by {answer:12}  {name}: {_numbers(summaries)}"
+
+
+def _remembered(memory: Mapping[str, Any]) -> str:
+    """What a memory holds, and the settings that were tuned."""
+    left_out = sum(memory["left_out"].values())
+    held = f"{memory['tasks']} training tasks by at most {memory['samples']} samples each"
+    held += f" ({left_out} more would ruin answers)" if left_out else ""
+    if not memory["share"]:
+        return f"The memory of {held} does not help for sure: answers are the learner's own."
+    noise = np.mean(memory["noise"])
+    return (
+        f"The memory holds {held}: share {memory['share']:g}, {memory['neighbours']} neighbours, "
+        f"spread {memory['spread']:g}, noise {noise:.3g}."
+    )
+
+
 def _problem(command: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The problem is named first, for its preset gives the defaults of all that follows."""
     names = presets()
@@ -252,6 +285,8 @@ def _parse(
     )
     told = parse(asked, arguments, f"trlearner {command} {problem}", description=source)
     told.where.check()
+    if told.where.memory:
+        recall.memory_of(problem)  # an error here comes before anything is made
     values = {name: getattr(told, name) for name, *_ in columns[:-1]}
     values["options"] = dict(_option(text) for text in values["options"])
     if not many:

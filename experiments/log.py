@@ -11,19 +11,22 @@ from typing import Any
 import numpy as np
 
 
+def clear(folder: Path) -> None:
+    """Removes the events of earlier runs, which TensorBoard would draw as one zigzag with the new ones."""
+    for old in folder.glob("*/events.out.tfevents.*"):
+        old.unlink()
+
+
 class Log:
     """One TensorBoard run per seed and arm, so that their curves lie over each other.
 
     Args:
-        folder: Where the runs go. Events of an earlier log in the same place are removed:
-            TensorBoard would draw both as one zigzag.
+        folder: Where the runs go.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.writers: dict[str, Any] = {}
-        for old in folder.glob("*/events.out.tfevents.*"):
-            old.unlink()
 
     def scalars(self, run: str, step: int, values: Mapping[str, float]) -> None:
         """Numbers by tag, e.g. ``{"loss/task": 1.5}``."""

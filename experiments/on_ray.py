@@ -14,13 +14,15 @@ import ray
 import torch
 from trlearner.experiments import claim, worker
 from trlearner.experiments.config import Config
-from trlearner.experiments.worker import Outcome, Run
+from trlearner.experiments.worker import RESULT, Outcome, Run
 
 
-def _attempt(config: Config, folder: Path, run: Run, threads: int, stale: float) -> Outcome:
+def _attempt(
+    config: Config, folder: Path, run: Run, threads: int, stale: float, result: str
+) -> Outcome:
     torch.set_num_threads(threads)
     try:
-        return worker.attempt(config, folder, run, stale)
+        return worker.attempt(config, folder, run, stale, result)
     except KeyboardInterrupt:  # cancelled before or after the run itself
         return "stopped"
 
@@ -34,6 +36,7 @@ class Cluster:
         threads: Of torch, and cores reserved, in each.
         stale: As `claim.STALE`.
         address: Of the cluster; by default the one that is found, or a new one on this machine.
+        result: The file that each of them ends with.
     """
 
     def __init__(
@@ -43,10 +46,12 @@ class Cluster:
         threads: int = 1,
         stale: float = claim.STALE,
         address: str | None = None,
+        result: str = RESULT,
     ) -> None:
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False)
         self.run, self.workers, self.threads, self.stale = run, workers, threads, stale
+        self.result = result
         # A process for each run, as on one machine; and we, not Ray, decide what is tried again.
         self.attempt = ray.remote(num_cpus=threads, max_calls=1, max_retries=0)(_attempt)
         self.running: dict[Any, tuple[str, Path]] = {}
@@ -62,7 +67,7 @@ class Cluster:
     def start(self, key: str, config: Config, folder: Path) -> None:
         """Hands a run to the cluster; `key` stands for it."""
         # Relative paths would begin elsewhere on other machines.
-        job = (config, folder.absolute(), self.run, self.threads, self.stale)
+        job = (config, folder.absolute(), self.run, self.threads, self.stale, self.result)
         self.running[self.attempt.remote(*job)] = key, folder
 
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:

@@ -14,7 +14,7 @@ from typing import IO
 
 from trlearner.experiments import claim
 from trlearner.experiments.config import Config
-from trlearner.experiments.worker import CODES, Outcome, Run
+from trlearner.experiments.worker import CODES, RESULT, Outcome, Run
 
 START = """
 import pickle, sys
@@ -43,6 +43,7 @@ class Processes:
         workers: How many; by default as many as fit the cores.
         threads: Of torch, in each.
         stale: As `claim.STALE`.
+        result: The file that each of them ends with.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Processes:
         workers: int | None = None,
         threads: int = 1,
         stale: float = claim.STALE,
+        result: str = RESULT,
     ) -> None:
         self.slots = workers or max(1, _cores() // threads)
-        self.run, self.threads, self.stale = run, threads, stale
+        self.run, self.threads, self.stale, self.result = run, threads, stale, result
         self.workers: list[Worker] = []
 
     def __len__(self) -> int:
@@ -74,7 +76,7 @@ class Processes:
                 start_new_session=True,
             )
         self.workers.append(Worker(process, key))
-        job = (config, folder, self.run, self.threads, self.stale)
+        job = (config, folder, self.run, self.threads, self.stale, self.result)
         _send(process.stdin, pickle.dumps(sys.path) + pickle.dumps(job))
 
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:

@@ -14,12 +14,13 @@ class Progress:
 
     Args:
         seeds: How many seeds there are.
-        steps: Meta-steps of each.
-        lines: Lines per seed, where lines are printed.
+        steps: Meta-steps of each learner.
+        learners: How many are trained for each seed.
+        lines: Lines per learner, where lines are printed.
     """
 
-    def __init__(self, seeds: int, steps: int, lines: int = 4) -> None:
-        self.seeds, self.steps = seeds, steps
+    def __init__(self, seeds: int, steps: int, learners: int = 1, lines: int = 4) -> None:
+        self.seeds, self.steps, self.learners = seeds, steps, learners
         self.every = math.ceil(steps / lines)
         self.done = 0
         self.start = time.perf_counter()
@@ -40,7 +41,7 @@ class Progress:
     def advance(self, seed: int, step: int, note: str) -> None:
         """One more meta-step is done; `step` counts from 1, `note` says how things stand."""
         self.done += 1
-        total = self.seeds * self.steps
+        total = self.seeds * self.learners * self.steps
         left = span((time.perf_counter() - self.start) / self.done * (total - self.done))
         text = f"seed {seed + 1}/{self.seeds}  step {step}/{self.steps}  {note}, {left} left"
         shown = self.bar.show(self.done, total, text)

@@ -28,13 +28,19 @@ HOW_TO_READ = """\
 * — is missing, † has failed runs, (2/5) has so many of the seeds. One seed gives no interval, and no verdict.
 """
 
+OF_MEMORIES = """\
+* "Alone" is the learner at λ = 0, "term" with the relation term; with a memory, remembered training tasks
+  contribute to the answers (`--memory`). A sound 95 % band holds 95 % of the test labels.
+"""
+
 
 def write(root: Path, out: Path, *, baseline: Sequence[str] = ("lam=0",)) -> Path:
     """Reports on all runs below a folder; returns the page to read first.
 
     Args:
         root: Where runs lie, finished or not.
-        out: Where ``report.md``, ``report.tex``, ``cells.csv``, ``runs.csv`` and plots go.
+        out: Where ``report.md``, ``report.tex``, ``cells.csv``, ``runs.csv`` and plots go, and
+            ``memories.csv`` where there are any.
         baseline: What settings are compared with, e.g. ``["lam=0"]`` or ``["encoder=input"]``: each
             with the one that is like it in everything else.
 
@@ -53,6 +59,8 @@ def write(root: Path, out: Path, *, baseline: Sequence[str] = ("lam=0",)) -> Pat
     _text(out / "report.tex", f"% \\usepackage{{booktabs}}\n{tex}\n")
     _csv(out / "cells.csv", _cell_records(found, base))
     _csv(out / "runs.csv", _run_records(found))
+    if found.has_memories():
+        _csv(out / "memories.csv", _memory_records(found))
     return page
 
 
@@ -110,6 +118,8 @@ def _tables(found: Study, problem: str, base: Mapping[str, Any]) -> list[Table]:
         several.append(tables.results(found, problem, split))
         if _comparable(found, base, [problem]):
             several.append(tables.differences(found, problem, base, split))
+        if found.has_memories(problem):
+            several.append(tables.memories(found, problem, split))
     if any(cell.seconds() for cell in cells):
         several.append(tables.costs(found, problem))
     return several
@@ -158,7 +168,7 @@ def _markdown(
     ended = sum(trial.result is not None for trial in found.trials)
     varying = ", ".join(name(axis) for axis in found.axes) or "nothing"
     lines = ["# Report", "", f"{ended} of {len(found.trials)} runs have ended. Varying: {varying}."]
-    lines += ["", HOW_TO_READ]
+    lines += ["", HOW_TO_READ + OF_MEMORIES * found.has_memories()]
     for table in ranking:
         lines += [f"**{table.title}**", "", table.markdown(), ""]
     for title in plots:
@@ -180,15 +190,31 @@ def _cell_records(found: Study, base: Mapping[str, Any]) -> list[dict[str, Any]]
     records = []
     for problem in found.problems:
         for cell in found.cells(problem):
+            other = found.baseline(problem, cell, base)
             for split in _splits(found):
-                records.append(_cell_record(found, problem, cell, base, split))
+                records.append(_cell_record(found, problem, cell, other, split))
     return records
 
 
+def _memory_records(found: Study) -> list[dict[str, Any]]:
+    """Of every arm of the memories' tables: its level, its difference from the learner alone, its band."""
+    return [
+        {
+            "arm": arm.name,
+            **_cell_record(found, problem, arm.cell, arm.alone, split),
+            "coverage": arm.cell.coverage(split),
+        }
+        for problem in found.problems
+        if found.has_memories(problem)
+        for split in _splits(found)
+        for arm in tables.arms_of(found, problem)
+    ]
+
+
 def _cell_record(
-    found: Study, problem: str, cell: Cell, base: Mapping[str, Any], split: str
+    found: Study, problem: str, cell: Cell, other: Cell | None, split: str
 ) -> dict[str, Any]:
-    level, other = cell.level(split), found.baseline(problem, cell, base)
+    level = cell.level(split)
     gap = cell.against(other, split) if other and other is not cell else None
     metric, better = found.metric(problem)
     return {

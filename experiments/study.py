@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from trlearner.experiments.config import Config
 from trlearner.experiments.difference import Difference, difference
 from trlearner.experiments.grid import RELATION, settings
 from trlearner.experiments.interval import Interval, interval
+from trlearner.experiments.recall import COVERAGE
+from trlearner.experiments.recall import RESULT as RECALLED
 
 Setting = Mapping[str, Any]
 """Values of what varies, e.g. ``{"learner": "maml", "lam": 0.1}``."""
@@ -35,6 +37,7 @@ class Trial:
         result: As `train.run` writes it, if it has ended.
         timing: Likewise.
         error: How its error text ends, if it has failed.
+        memory: As `recall.run` writes it, if training tasks were remembered.
     """
 
     config: Config
@@ -42,6 +45,7 @@ class Trial:
     result: Mapping[str, Any] | None
     timing: Mapping[str, Any]
     error: str | None
+    memory: Mapping[str, Any] | None = None
 
     @property
     def steps(self) -> Sequence[str]:
@@ -58,6 +62,13 @@ class Trial:
         values = found[self.steps[0]][self.result["metric"]]["tasks"]
         scale = 100.0 if self.result["metric"] in PERCENT else 1.0
         return scale * np.array([math.nan if v is None else v for v in values], dtype=float)
+
+    def coverage(self, split: str = "test") -> float | None:
+        """The share of labels in the memory's 95 % band; ``None`` for answers without a band."""
+        found = (self.result or {}).get(split)
+        if not found or COVERAGE not in found[self.steps[0]]:
+            return None
+        return found[self.steps[0]][COVERAGE]["summaries"].get("mean")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +87,11 @@ class Cell:
     def learner(self) -> str:
         """That of all its runs."""
         return next(iter(self.trials.values())).config.learner
+
+    @property
+    def lam(self) -> float:
+        """That of all its runs."""
+        return next(iter(self.trials.values())).config.lam
 
     def scores(self, split: str = "test") -> dict[int, float]:
         """The mean over test tasks of each seed that has ended."""
@@ -102,6 +118,17 @@ class Cell:
             return None
         with np.errstate(invalid="ignore"):  # infinite minus infinite
             return difference(np.stack([a - b for a, b in pairs]))
+
+    def with_memory(self) -> Cell | None:
+        """The same setting, where the runs' memories answer; ``None`` where no run has one."""
+        runs = {s: replace(t, result=t.memory) for s, t in self.trials.items() if t.memory}
+        return Cell(self.setting, runs) if runs else None
+
+    def coverage(self, split: str = "test") -> float | None:
+        """The mean over seeds of the share of labels in the memory's 95 % band."""
+        found = [trial.coverage(split) for trial in self.trials.values()]
+        known = [one for one in found if one is not None]
+        return statistics.fmean(known) if known else None
 
     def seconds(self) -> float | None:
         """Of a meta-step: the median over seeds."""
@@ -177,6 +204,10 @@ class Study:
         found = [one.setting[axis] for one in self.cells(problem) if axis in one.setting]
         return sorted({json.dumps(v): v for v in found}.values(), key=order)
 
+    def has_memories(self, problem: str | None = None) -> bool:
+        """Whether any run of a problem, or of all problems, was tested with a memory."""
+        return any(t.memory and problem in (None, t.config.problem) for t in self.trials)
+
     def seeds(self, problem: str) -> int:
         """How many a complete cell has."""
         return len({t.config.seed for t in self.trials if t.config.problem == problem})
@@ -248,6 +279,7 @@ def _trial(folder: Path) -> Trial:
         _result(folder / "result.json"),
         _timing(folder / "timing.json"),
         lines[-1] if lines else None,
+        _result(folder / RECALLED),
     )
 
 

@@ -65,6 +65,7 @@ def ablate(
     root: Path,
     how: How | None = None,
     command: Sequence[str] | None = None,
+    result: str = worker.RESULT,
 ) -> int:
     """Does whatever is missing; says how to go on when it is interrupted, and what failed at the end.
 
@@ -74,15 +75,16 @@ def ablate(
         root: Where the folders go.
         how: In how many processes, and where.
         command: Said to go on with; by default the one that this process was started by.
+        result: The file that each run ends with.
 
     Returns:
         What a shell is told: 0 when all are done, 1 when some failed, 130 when it was interrupted.
     """
     how = how or How()
-    sweep = Sweep(configs, root, stale=60 * how.stale_minutes)
+    sweep = Sweep(configs, root, 60 * how.stale_minutes, result)
     try:
         with _terminable(), Tally() as tally:
-            pool = _pool(how, run)
+            pool = _pool(how, run, result)
             try:
                 sweep.drive(pool, tally)
             except BaseException as error:
@@ -103,10 +105,12 @@ def ablate(
 class Sweep:
     """What is done, what has failed and what is left."""
 
-    def __init__(self, configs: Sequence[Config], root: Path, stale: float) -> None:
+    def __init__(
+        self, configs: Sequence[Config], root: Path, stale: float, result: str = worker.RESULT
+    ) -> None:
         self.configs = {config.hash(): config for config in configs}
         self.folders = {key: root / config.problem / key for key, config in self.configs.items()}
-        self.stale = stale
+        self.stale, self.result = stale, result
         self.left = dict.fromkeys(self.configs)  # a dict, because it keeps the order
         self.done: set[str] = set()
         self.failed: set[str] = set()
@@ -141,7 +145,7 @@ class Sweep:
         """Settles what has been done or has failed without us."""
         for key in list(self.left):
             folder = self.folders[key]
-            if worker.finished(folder):
+            if worker.finished(folder, self.result):
                 if not claim.held(folder, self.stale):
                     worker.tidy(folder)
                 self._put(key, self.done)
@@ -161,7 +165,7 @@ class Sweep:
         self.left[key] = None
         if outcome == "failed":
             self._put(key, self.failed)
-        elif outcome == "lost" and not worker.finished(folder):
+        elif outcome == "lost" and not worker.finished(folder, self.result):
             self.losses[key] += 1
             if self.losses[key] >= LOSSES:
                 text = f"The process did not begin, or died (out of memory?), {LOSSES} times"
@@ -183,13 +187,13 @@ class Sweep:
         return Standing(len(self.done), len(self.failed), len(pool), len(self.configs))
 
 
-def _pool(how: How, run: Run) -> Pool:
+def _pool(how: How, run: Run, result: str) -> Pool:
     stale = 60 * how.stale_minutes
     if how.on == "here":
-        return Processes(run, how.workers, how.threads, stale)
+        return Processes(run, how.workers, how.threads, stale, result)
     from trlearner.experiments.on_ray import Cluster
 
-    return Cluster(run, how.workers, how.threads, stale, how.address)
+    return Cluster(run, how.workers, how.threads, stale, how.address, result)
 
 
 @contextmanager

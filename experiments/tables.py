@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,52 @@ def differences(study: Study, problem: str, base: Setting, split: str) -> Table:
     return _pivot(study, problem, title, text)
 
 
+def memories(study: Study, problem: str, split: str) -> Table:
+    """The learner alone, with the term, with a memory, and with both: a row for each."""
+    metric, better = study.metric(problem)
+    axes, column = layout(study, problem)
+    axes = [*axes, *([column] if column else [])]
+    rows = []
+    for arm in arms_of(study, problem):
+        named = {"learner": arm.cell.learner, **arm.cell.setting}
+        labels = [name(named[a]) if a in named else MISSING for a in axes]
+        level = _level(arm.cell, study.seeds(problem), split)
+        covered = arm.cell.coverage(split)
+        gap = _minus(study, problem, arm.cell, arm.alone, split)
+        band = MISSING if covered is None else f"{100 * covered:.1f} %"
+        rows.append([*labels, arm.name, level, gap, band])
+    title = (
+        f"{problem}: {split} {metric_name(metric)} with and without a memory, {better} is better"
+    )
+    header = [*map(name, axes), "arm", metric_name(metric), "minus alone", "in the 95 % band"]
+    return Table(title, header, rows, names=len(axes) + 1)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to answer.
+
+    Attributes:
+        name: Alone, with the term, with a memory, or with both.
+        cell: Its runs.
+        alone: Those of the learner alone, if there are any.
+    """
+
+    name: str
+    cell: Cell
+    alone: Cell | None
+
+
+def arms_of(study: Study, problem: str) -> Iterator[Arm]:
+    """Every setting of a problem, without and with its memory."""
+    for cell in study.cells(problem):
+        alone = study.baseline(problem, cell, {"lam": 0}) if cell.lam else cell
+        plain, recalled = ("alone", "memory") if not cell.lam else ("term", "term and memory")
+        yield Arm(plain, cell, alone)
+        if (found := cell.with_memory()) is not None:
+            yield Arm(recalled, found, alone)
+
+
 def costs(study: Study, problem: str) -> Table:
     """Milliseconds of a meta-step."""
 
@@ -187,6 +233,11 @@ def _level(cell: Cell | None, seeds: int, split: str) -> str:
 
 def _difference(study: Study, problem: str, cell: Cell | None, base: Setting, split: str) -> str:
     other = study.baseline(problem, cell, base) if cell else None
+    return _minus(study, problem, cell, other, split)
+
+
+def _minus(study: Study, problem: str, cell: Cell | None, other: Cell | None, split: str) -> str:
+    """The paired difference of two cells."""
     if cell is None or other is None:
         return MISSING
     if other is cell:

@@ -17,7 +17,7 @@ CORES = Range(1, 1024)
 
 @dataclass(frozen=True)
 class Where:
-    """Where to run, and where things are: nothing that the result depends on.
+    """Where and how to run, and where things are: nothing that the result depends on.
 
     Attributes:
         out: Results go to OUT/PROBLEM/HASH.
@@ -25,6 +25,8 @@ class Where:
         device: E.g. cpu or cuda.
         engine: As trlearner's learners take it.
         threads: Of torch; small networks gain nothing from a second one.
+        memory: Also remember training tasks and test with them (memory.json). A finished run is not
+            trained again.
     """
 
     out: Path = Path("runs")
@@ -34,6 +36,7 @@ class Where:
     device: str = "cpu"
     engine: str = "auto"
     threads: int = 1
+    memory: bool = False
 
     def check(self) -> None:
         """Refuses what is not there.
@@ -42,6 +45,7 @@ class Where:
             ValueError: It names the setting, what was given, and what to do.
         """
         check("threads", self.threads, int, CORES)
+        check("memory", self.memory, bool)
         check_name(self.engine)
         check_device(self.device)
         check_out(self.out)

@@ -19,7 +19,10 @@ from trlearner.experiments.config import Config
 from trlearner.experiments.whole import replaced
 
 Run = Callable[[Config, Path], Any]
-"""Trains a config in a folder. It ends with ``result.json``, and goes on from where it was stopped."""
+"""Trains a config in a folder. It ends with a file (`RESULT`), and goes on from where it was stopped."""
+
+RESULT = "result.json"
+"""The file that a run ends with, unless it is told another."""
 
 Outcome = Literal["done", "busy", "failed", "stopped", "lost"]
 """``busy``: somebody else is at it. ``lost``: the process died without a word."""
@@ -28,12 +31,14 @@ CODES: dict[Outcome, int] = {"done": 0, "failed": 70, "busy": 75, "stopped": 130
 """How a worker process tells; every other code is ``lost``, also that of an uncaught exception."""
 
 
-def finished(folder: Path) -> bool:
+def finished(folder: Path, result: str = RESULT) -> bool:
     """Whether there is a result."""
-    return (folder / "result.json").exists()
+    return (folder / result).exists()
 
 
-def attempt(config: Config, folder: Path, run: Run, stale: float = claim.STALE) -> Outcome:
+def attempt(
+    config: Config, folder: Path, run: Run, stale: float = claim.STALE, result: str = RESULT
+) -> Outcome:
     """Does a run, unless it is done or somebody else is at it.
 
     Args:
@@ -41,14 +46,15 @@ def attempt(config: Config, folder: Path, run: Run, stale: float = claim.STALE) 
         folder: Its own.
         run: Does it.
         stale: As `claim.STALE`.
+        result: The file that the run ends with.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mine = claim.acquire(folder, stale)
     if mine is None:
         return "busy"
     with _alive(mine):
-        outcome = _run(config, folder, run)
-    if finished(folder):
+        outcome = _run(config, folder, run, result)
+    if finished(folder, result):
         tidy(folder)
     else:
         mine.release()
@@ -69,8 +75,8 @@ def fail(folder: Path, text: str) -> None:
         beside.write_text(text)
 
 
-def _run(config: Config, folder: Path, run: Run) -> Outcome:
-    if finished(folder):
+def _run(config: Config, folder: Path, run: Run, result: str) -> Outcome:
+    if finished(folder, result):
         return "done"
     (folder / "error.txt").unlink(missing_ok=True)
     # Here already, so that a report knows what was planned, should the run fail at once.
@@ -83,8 +89,8 @@ def _run(config: Config, folder: Path, run: Run) -> Outcome:
         # SystemExit as well: whatever ends a run early is to be found in its folder.
         fail(folder, traceback.format_exc())
         return "failed"
-    if not finished(folder):
-        fail(folder, f"{run} ended without a result.json in {folder}.\n")
+    if not finished(folder, result):
+        fail(folder, f"{run} ended without a {result} in {folder}.\n")
         return "failed"
     return "done"
 
@@ -114,13 +120,13 @@ def _beat(mine: claim.Claim, over: threading.Event) -> None:
             os._exit(CODES["busy"])
 
 
-def main(config: Config, folder: Path, run: Run, threads: int, stale: float) -> None:
+def main(config: Config, folder: Path, run: Run, threads: int, stale: float, result: str) -> None:
     """What a process of `processes.Processes` does; it lives no longer than its parent."""
     signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_watch_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        outcome = attempt(config, folder, run, stale)
+        outcome = attempt(config, folder, run, stale, result)
     except KeyboardInterrupt:
         outcome = "stopped"  # before or after the run itself; its claim dies with us
     sys.stdout.flush()

@@ -58,6 +58,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "instance": {**OTHERS, "function": abs, "module": nn.Linear(1, 1)},
     "generator": {n: v for n, v in OTHERS.items() if n != "none"},
     "tensor": TENSORS,
+    "query": {"number": 3, "text": "x", "list": [[1.0]], "flat": torch.zeros(3), "empty": torch.zeros(0)},
     "pair": {**OTHERS, "one": (torch.zeros(2, 2),), "lists": ([1], [2]), "three": (1, 2, 3)},
     "ids": {"number": 3, "short": ["a"], "unhashable": [[], [], []], "0-dim": torch.zeros(())},
     "tasks": {"none": None, "number": 3, "text": "abc", "empty": [], "flat": [1, 2], "pair": [(1, 2)]},
@@ -110,6 +111,17 @@ def memory() -> tr.TaskMemory:
     made.remember(
         batch(), steps=1, held_out=0.0
     )  # labels are noise: no model would be worth remembering
+    return made
+
+
+def curve() -> tuple[Tensor, Tensor]:
+    x = torch.rand(1, 4, 1)
+    return x, 2 * x
+
+
+def curve_memory() -> tr.TaskMemory:
+    made = tr.TaskMemory(noise=1.0)
+    made.remember_models([lambda x: x, lambda x: -x])
     return made
 
 
@@ -381,6 +393,17 @@ CASES: dict[str, Case] = {
     "plot_relations": Case(
         tr.plot_relations, lambda: {"relations": torch.eye(3)},
         {"relations": "tensor", "names": "ids", "title": "text", "cluster": "flag", "scale": "count"},
+    ),
+    "plot_memory": Case(
+        lambda **k: tr.plot_memory(**{"memory": curve_memory(), **k}),
+        lambda: {"support": curve(), "query": None},
+        {"memory": "instance", "support": "pair", "query": optional("query"), "own": optional("function"),
+         "models": "whole", "title": "text"},
+        {"support": "support|x must", "query": "query|x must"},
+    ),
+    "monitor.memory": Case(
+        lambda **k: tr.RelationMonitor(Writer()).memory(**k), lambda: {"answer": memory().adapt(pair(3, 4))},
+        {"answer": "instance", "step": optional("whole")},
     ),
     "MetaStep": Case(
         tr.MetaStep, lambda: {"learner": learner(), "regularizer": reg()},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 from trlearner.experiments.bench import accuracy
-from trlearner.experiments.demo.comparison import Settings, make_arm, train
+from trlearner.experiments.demo.comparison import Settings, make_arm, train_arms
 from trlearner.experiments.demo.regression import Sinusoids
 from trlearner.experiments.interval import paired
 
@@ -43,7 +43,8 @@ def test_the_table_has_every_setting_and_known_seeds_stay(ran):
 
 @pytest.mark.full
 def test_arms_are_those_of_the_demo(ran):
-    arms = train(SMALL, 0, lambda *_: None)
+    arms = [make_arm("", SMALL, 0, lam) for lam in (0.0, SMALL.lam)]
+    train_arms(arms, SMALL, 0, lambda *_: None)
     generator = torch.Generator().manual_seed(accuracy.TEST_SEED)
     curves = Sinusoids.draw(SMALL.test_tasks, generator)
     test = curves.batch(SMALL.shots, SMALL.test_queries, generator)

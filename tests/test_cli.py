@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from trlearner.experiments import cli
+from trlearner.experiments import cli, recall
+from trlearner.experiments.presets.preset import Memory
 
 pytest.importorskip("tyro", reason="the command line needs tyro, from the extra 'experiments'")
 
@@ -36,6 +37,31 @@ def test_a_run_trains_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [config] = tmp_path.rglob("config.json")
     record = json.loads(config.read_text())
     assert (record["lam"], record["steps"], record["options"]) == (0.5, 4, {"noise": 0.1})
+
+
+@pytest.mark.full
+def test_a_run_with_a_memory_tells_its_results_beside_the_learners(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recall, "memory_of", lambda problem: Memory(tasks=12, samples=15))
+    command = ["run", "regression/sinusoid-classic", *QUICK, "--lam", "0", "--memory"]
+    assert cli.main([*command, "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    own, recalled = (
+        told.index("test      1 inner steps  mse"),
+        told.index("test      1 with memory  mse"),
+    )
+    assert own < recalled < told.index("test     by constant")
+    assert "test      1 with memory  " in told and " % of the labels lie in the 95 % band" in told
+    assert "The memory holds 12 training tasks by at most 15 samples each: share " in told
+
+
+def test_a_memory_that_does_not_help_is_told() -> None:
+    memory = {"tasks": 9, "samples": 15, "left_out": {"not finite": 3}, "share": 0.0}
+    assert cli._remembered(memory) == (
+        "The memory of 9 training tasks by at most 15 samples each (3 more would ruin answers) does not help "
+        "for sure: answers are the learner's own."
+    )
 
 
 def test_interrupted_it_says_how_to_go_on(
@@ -71,6 +97,8 @@ def test_interrupted_it_says_how_to_go_on(
             "drugs/synthetic cannot be made with the options {'bits': [1]}",
         ),
         (["run", "images/omniglot"], "Omniglot"),
+        (["run", "images/glyphs", "--memory"], "images/glyphs has no memory: its classes change"),
+        (["ablate", "images/glyphs", "--memory"], "Run it without --memory"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(

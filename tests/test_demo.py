@@ -13,7 +13,7 @@ from trlearner.experiments.demo import __main__ as demo
 from trlearner.experiments.demo import comparison, table
 from trlearner.experiments.interval import Interval, interval, paired
 
-QUICK = ["--quick", "--tasks", "4"]
+QUICK = ["--quick", "--tasks", "4", "--workers", "1"]
 
 
 def results(out):
@@ -32,15 +32,15 @@ def finished(tmp_path_factory):
 def interrupted(finished, tmp_path_factory):
     """A copy of that folder in which a second run was stopped at its second seed; exit code and output."""
     out = shutil.copytree(finished, tmp_path_factory.mktemp("demo") / "again")
-    train, threads, printed = comparison.train, torch.get_num_threads(), StringIO()
+    work, threads, printed = demo.work, torch.get_num_threads(), StringIO()
 
-    def until_the_second(settings, seed, watch, monitor):
-        if seed == 1:
+    def until_the_last(job, tell):
+        if (job.seed, job.name) == (1, demo.ARMS[1]):
             raise KeyboardInterrupt
-        return train(settings, seed, watch, monitor)
+        return work(job, tell)
 
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-        patch.setattr(comparison, "train", until_the_second)
+        patch.setattr(demo, "work", until_the_last)
         code = demo.main([*QUICK, "--out", str(out)])
     assert torch.get_num_threads() == threads
     return out, code, printed.getvalue()
@@ -75,7 +75,7 @@ def test_the_difference_is_paired_by_seed(finished):
 
 @pytest.mark.full
 def test_pictures_are_written(finished):
-    for name in ("functions.png", "relations.png"):
+    for name in ("functions.png", "relations.png", "memory.png"):
         content = (finished / name).read_bytes()
         assert content.startswith(b"\x89PNG")
         assert len(content) > 10_000
@@ -109,12 +109,20 @@ def test_the_last_point_of_the_curve_is_the_result(finished):
 
 
 @pytest.mark.full
+def test_processes_find_the_same(finished, tmp_path, capsys):
+    assert demo.main([*QUICK[:-1], "2", "--out", str(tmp_path)]) == 0
+    assert "seed 2/2  step 20/20  MAML + TRLearner, " in capsys.readouterr().out
+    for name, arm in results(finished)["arms"].items():
+        assert results(tmp_path)["arms"][name]["test_mse"] == arm["test_mse"]
+
+
+@pytest.mark.full
 def test_interrupted_it_reports_the_finished_seed(interrupted):
     out, code, printed = interrupted
     assert code == 130
     found = results(out)
     # No terminal, so plain lines.
-    assert re.match(r"seed 1/2  step 5/20  [\d.]+ \+ [\d.]+ ms a step, \d+ s left\n", printed)
+    assert re.match(r"seed 1/2  step 5/20  MAML, [\d.]+ ms a step, \d+ s left\n", printed)
     assert found["interrupted"]
     assert found["seeds"] == [0]
     assert found["differences"]["MAML + memory"]["half_width"] is None
@@ -129,16 +137,16 @@ def test_a_second_run_replaces_the_first_and_gives_the_same_numbers(finished, in
     out, _, _ = interrupted
     for name, arm in results(finished)["arms"].items():
         assert results(out)["arms"][name]["test_mse"] == arm["test_mse"][:1]
-    # The second seed had begun. Of the first run, nothing is left.
-    curves = sorted(path.parent.name for path in out.glob("tensorboard/*/*tfevents*"))
-    assert curves == ["seed0-maml", "seed0-trlearner", "seed1-trlearner"]
+    # One of the second seed's learners was trained. Of the first run, nothing is left.
+    curves = {path.parent.name for path in out.glob("tensorboard/*/*tfevents*")}
+    assert curves == {"seed0-maml", "seed0-trlearner", "seed1-maml"}
 
 
 def test_interrupted_at_once_it_ends_without_a_table(monkeypatch, tmp_path, capsys):
-    def at_once(settings, seed, watch, monitor):
+    def at_once(job, tell):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparison, "train", at_once)
+    monkeypatch.setattr(demo, "work", at_once)
     assert demo.main([*QUICK, "--out", str(tmp_path)]) == 130
     assert "Interrupted: 0 of 2 seeds" in capsys.readouterr().out
     assert not (tmp_path / "results.json").exists()

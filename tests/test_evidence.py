@@ -13,6 +13,7 @@ from trlearner.experiments import train
 from trlearner.experiments.config import Config
 from trlearner.experiments.evidence import collect, recall, table
 from trlearner.experiments.evidence.cells import ARMS, CELLS, TUNING_SEED, Cell, best
+from trlearner.experiments.presets.preset import Memory
 
 SMALL = {
     "steps": 4,
@@ -194,8 +195,8 @@ def test_a_table_of_nothing_is_an_error(tmp_path: Path) -> None:
 def test_remembering_uses_more_samples_than_training(runs: Path) -> None:
     config = CELL.arm("alone", runs, 0)
     weights = runs / config.problem / config.hash() / "weights.pt"
-    few, many = (recall.recall(config, weights, 12, n, 40, None) for n in (20, 100))
+    few, many = (recall.recall(config, weights, Memory(12, n), 40, None) for n in (20, 100))
     assert few["test"].keys() == many["test"].keys() == {"mse"}
     torch.manual_seed(0)
-    again = recall.recall(config, weights, 12, 100, 40, None)
+    again = recall.recall(config, weights, Memory(12, 100), 40, None)
     assert again == many

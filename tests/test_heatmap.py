@@ -83,6 +83,20 @@ def test_many_tasks_are_averaged_in_blocks() -> None:
     assert quarter <= count(picture, AMOUNT[-1]) < quarter + 100
 
 
+def test_columns_may_be_other_things_than_rows() -> None:
+    m = np.zeros((2, 5))
+    m[1, 1], m[0, 4] = 1.0, 1.0
+    picture = heatmap(m, ["new", "newer"], columns=list("abcde"))
+    ys, xs = np.where((picture == AMOUNT[-1].astype(np.uint8)).all(-1))
+    corner = np.where((picture == AMOUNT[0].astype(np.uint8)).all(-1))
+    cells = {
+        ((y - corner[0].min()) // CELL, (x - corner[1].min()) // CELL)
+        for y, x in zip(ys, xs, strict=True)
+        if x < corner[1].min() + 5 * CELL
+    }
+    assert cells == {(1, 1), (0, 4)}  # no diagonal is left out
+
+
 def test_pictures_stand_two_by_two() -> None:
     one, two = heatmap(np.eye(2)), heatmap(np.eye(16))
     three = mosaic([one, two, one])

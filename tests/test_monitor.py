@@ -131,6 +131,34 @@ def test_the_cosine_is_that_of_the_two_gradients(engine: str) -> None:
     assert writer.last("gradient/ratio") == pytest.approx((b.norm() / a.norm()).item(), abs=1e-8)
 
 
+def memory_answer(**options: Any) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        memory = tr.TaskMemory(contracts.learner("maml", contracts.net(), "batched"), **options)
+    memory.remember(contracts.regression_batch(1, tasks=6), steps=2, held_out=0.0)
+    return memory.adapt(contracts.regression_batch(2).support)
+
+
+def test_a_memorys_contributors_are_shown() -> None:
+    answer = memory_answer(neighbours=3, share=0.75)
+    watching = tr.RelationMonitor(writer := Memory())
+    watching.step = 7
+    watching.memory(answer)
+    watching.memory(answer, step=9)
+    assert [step for step, _ in writer.images["memory/coefficients"]] == [7, 9]
+    assert writer.curves["memory/share"] == [(7, 0.75), (9, 0.75)]
+    weights = answer.weights.mean(2).abs()  # over outputs
+    p = weights / weights.sum(1, keepdim=True)
+    effective = (-(p * p.log()).sum(1)).exp().mean().item()
+    assert writer.last("memory/contributors") == pytest.approx(effective, rel=1e-6)
+
+
+def test_where_no_model_contributes_only_the_share_is_written() -> None:
+    answer = memory_answer(share=0.0)
+    tr.RelationMonitor(writer := Memory()).memory(answer)
+    assert (list(writer.curves), writer.images) == (["memory/share"], {})
+
+
 def test_dropout_draws_the_same_for_both_gradients() -> None:
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(2, 20), torch.nn.Dropout(0.5), torch.nn.Linear(20, 3))

@@ -60,6 +60,66 @@ def test_levels_and_differences_are_those_of_the_runs(tmp_path):
     assert cell(table, "MAML", "λ = 0.1") == text + "*" * abs(expected.sign())
 
 
+def remember(folder, tasks, covered=0.9):
+    """Beside a run's result, that of its memory."""
+    result = json.loads((folder / "result.json").read_text())
+    [found] = result["test"].values()
+    found[result["metric"]] = {"summaries": {"mean": float(np.mean(tasks))}, "tasks": list(tasks)}
+    found["coverage"] = {"summaries": {"mean": covered}, "tasks": [covered] * len(tasks)}
+    (folder / "memory.json").write_text(json.dumps(result))
+
+
+def test_memories_stand_beside_the_learner_alone_and_the_term(tmp_path):
+    found = {}
+    for config in grid.expand(Config(SINE), {"lam": [0, 0.1], "seed": range(3)}):
+        plain = fake_study.draw(config, 1.0, -0.2 * config.lam)
+        found[config.lam, config.seed, False] = plain
+        folder = put(tmp_path, config, plain)
+        if (config.lam, config.seed) != (0.1, 2):
+            found[config.lam, config.seed, True] = 0.1 * plain
+            remember(folder, 0.1 * plain, 0.9 + 0.02 * config.seed)
+    table = tables.memories(study.read(tmp_path), SINE, "test")
+    assert list(table.header) == ["learner", "λ", "arm", "MSE", "minus alone", "in the 95 % band"]
+    arms = {line[2]: line for line in table.rows}
+    assert [line[1:3] for line in table.rows] == [
+        ["0", "alone"], ["0", "memory"], ["0.1", "term"], ["0.1", "term and memory"]
+    ]  # fmt: skip
+    assert arms["alone"][-2:] == ["baseline", "—"]
+    for name, key, seeds, covered in (
+        ("memory", (0, True), range(3), "92.0 %"),
+        ("term", (0.1, False), range(3), "—"),
+        ("term and memory", (0.1, True), range(2), "91.0 %"),
+    ):
+        lam, memory = key
+        gaps = np.stack([found[lam, s, memory] - found[0, s, False] for s in seeds])
+        expected = difference(gaps)
+        text = number(expected.mean, expected.half_width, sign=True) + "*" * abs(expected.sign())
+        part = "" if len(seeds) == 3 else " (2/3)"
+        assert arms[name][-2:] == [text + part, covered]
+        level = interval([float(found[lam, s, memory].mean()) for s in seeds])
+        assert arms[name][3] == number(level.mean, level.half_width) + part
+    out = tmp_path / "report"
+    page = report.write(tmp_path, out).read_text()
+    assert table.markdown() in page and '"Alone" is the learner at λ = 0' in page
+    record = next(one for one in rows(out / "memories.csv") if one["arm"] == "memory")
+    assert (record["lam"], record["coverage"][:4], record["pairs"]) == ("0.0", "0.92", "3")
+
+
+def test_a_memory_without_the_learner_alone_has_no_difference(tmp_path):
+    config = Config(SINE, lam=0.1)
+    remember(put(tmp_path, config, np.ones(TASKS)), np.full(TASKS, 0.5))
+    [term, both] = tables.memories(study.read(tmp_path), SINE, "test").rows
+    assert term == ["MAML", "term", "1.00", "—", "—"]
+    assert both == ["MAML", "term and memory", "0.500", "—", "90.0 %"]
+
+
+@pytest.mark.full
+def test_without_memories_the_report_says_nothing_of_them(gallery):
+    page = (gallery[1] / "report.md").read_text()
+    assert "memory" not in page.lower()
+    assert not (gallery[1] / "memories.csv").exists()
+
+
 def test_pairs_are_seeds_that_both_have(tmp_path):
     for seed in (0, 1, 2):
         put(tmp_path, Config(SINE, lam=0.0, seed=seed), np.full(TASKS, float(seed)))

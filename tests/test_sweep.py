@@ -208,6 +208,28 @@ def test_a_run_without_a_result_has_failed(tmp_path):
     assert "ended without a result.json" in (tmp_path / "error.txt").read_text()
 
 
+def test_a_run_may_end_with_another_file(tmp_path):
+    config, calls = configs(1)[0], []
+
+    def remembering(config, folder):
+        calls.append(folder)
+        (folder / "memory.json").write_text("{}")
+
+    (tmp_path / "result.json").write_text("{}")
+    for _ in range(2):
+        assert worker.attempt(config, tmp_path, remembering, result="memory.json") == "done"
+    assert calls == [tmp_path]
+
+
+@pytest.mark.full
+def test_a_sweep_goes_on_until_every_run_has_that_file(tmp_path, capsys):
+    assert sweep.ablate(configs(2), fake_run.run, tmp_path) == 0
+    how = sweep.How(workers=1)
+    assert sweep.ablate(configs(2), fake_run.remember, tmp_path, how, result="memory.json") == 0
+    assert "2 of 2 runs are done." in capsys.readouterr().out
+    assert len(list(tmp_path.rglob("memory.json"))) == 2
+
+
 def test_a_taken_over_worker_stops_at_once(tmp_path, monkeypatch):
     """Two must not write in one folder."""
     monkeypatch.setattr(claim, "BEAT", 0.01)

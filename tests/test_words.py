@@ -73,6 +73,7 @@ def settings(command: str) -> Iterator[tuple[str, str]]:
         ("--data-dir", "nowhere"),
         ("--tasks", "481"),
         ("--pool", "3"),
+        ("--memory", "3"),  # a flag has no value
     )
     yield from (("--train-tasks", "3"), ("--test-steps", "-1"), ("--lam", ""), ("lam", "1"))
     if command == "ablate":

@@ -22,6 +22,7 @@ from trlearner.learners.tnet import TNet
 from trlearner.memory.task_memory import TaskMemory
 from trlearner.monitor.monitor import RelationMonitor
 from trlearner.monitor.plot import plot_relations
+from trlearner.monitor.plot_memory import plot_memory
 from trlearner.output import Output
 from trlearner.regularizer import TRLearner
 from trlearner.relation import TaskRelation, relation_matrix
@@ -68,6 +69,7 @@ __all__ = [
     "doctor",
     "hungarian",
     "lookahead",
+    "plot_memory",
     "plot_relations",
     "register_score",
     "relation_consistency",

@@ -36,6 +36,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trlearner.checks import check_flag, check_whole
+from trlearner.functional import take
 from trlearner.gaussian_check import check_more, check_queries, check_support, scale
 from trlearner.posterior import Posterior
 
@@ -144,7 +145,7 @@ def gaussian_posterior(
     h = scale("spread", spread, labels)
     models = best_models(predictions, labels, neighbours, mask)
     real = _real(labels, mask)
-    F, y, usable = _support(_taken(predictions, models), labels, real)
+    F, y, usable = _support(take(predictions, models), labels, real)
     covariance = h.square() / usable.sum(1).clamp(min=1)[:, None]
     R = _centred(F, usable)
     A = covariance[..., None, None] * (R.mT @ R)
@@ -253,12 +254,6 @@ def posterior_variance(
     if of_labels:
         variance = variance + posterior.noise[..., None]
     return posterior.given_back(variance)
-
-
-def _taken(predictions: Tensor, models: Tensor) -> Tensor:
-    """The chosen models' predictions ``[tasks, kept, samples, *outputs]``."""
-    index = models.reshape(*models.shape, *[1] * (predictions.ndim - 2))
-    return predictions.gather(1, index.expand(-1, -1, *predictions.shape[2:]))
 
 
 def _support(near: Tensor, labels: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 The first two start alike, see the same batches and take the same clipped Adam steps (rate 1e-3, norm 1);
 the final weights count. The memory is made of the first one's learner: 300 of its training tasks are learned
-from 60 samples each, and the models predict the test tasks together. Three minutes on one core.
+from 60 samples each, and the models predict the test tasks together. Every learner is trained in a process
+of its own, on as many cores as there are: 80 seconds on two.
 
 The learner's settings were tuned for MAML **alone**, on other seeds (100 to 102) and other test tasks
 than the demo's. Test MSE after 1000 | 1750 | 2000 meta-steps of 16 tasks, mean over those seeds:
@@ -23,22 +24,27 @@ where training ends.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
+import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
+from torch.nn.functional import mse_loss
 from trlearner.experiments.bar import span
 from trlearner.experiments.demo import comparison, plot, table
 from trlearner.experiments.demo.comparison import Arm, Settings, Watch
 from trlearner.experiments.demo.regression import Sinusoids
-from trlearner.experiments.log import Log
+from trlearner.experiments.demo.workers import Tell, each
+from trlearner.experiments.log import Log, clear
 from trlearner.experiments.progress import Progress
 
 import trlearner as tr
@@ -49,26 +55,50 @@ TEST_SEED = 1_000_000
 SHOWN_CURVES, SHOWN_RELATIONS = 4, 16
 """The first so many test tasks are drawn: not chosen by their looks."""
 
+SHOWN_ANSWER = 1
+"""The test task whose answer by the memory is drawn; the curve of task 0 is almost flat."""
 
+
+ARMS = ("MAML", "MAML + TRLearner")
 MEMORY = "MAML + memory"
 
 
-class Trial(NamedTuple):
-    """What one seed made."""
+class Job(NamedTuple):
+    """One learner to train."""
 
-    arms: tuple[Arm, Arm]
-    memory: tr.TaskMemory
+    seed: int
+    name: str
+    settings: Settings
+    out: Path
+
+
+class Made(NamedTuple):
+    """What a job made.
+
+    Attributes:
+        errors: On the test tasks, by name: the learner's, and that of its memory.
+        milliseconds: The median time of a meta-step.
+        weights: The states of learner, regularizer and memory; bytes, for they come from another process.
+    """
+
+    errors: dict[str, float]
+    milliseconds: float
+    weights: bytes
+
+
+Seed = Mapping[str, Made]
+"""By arm."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demo; returns 130, as shells do, if it was interrupted."""
-    settings, out = parse(arguments)
+    settings, out, workers = parse(arguments)
     out.mkdir(parents=True, exist_ok=True)
     start, threads = time.perf_counter(), torch.get_num_threads()
     # Tensors this small gain nothing from a second thread, and lose fivefold on a busy machine.
     torch.set_num_threads(1)
     try:
-        interrupted = run(settings, out)
+        interrupted = run(settings, out, workers)
     finally:
         torch.set_num_threads(threads)
     print(f"\nEverything is in {out}, after {span(time.perf_counter() - start)}.")
@@ -76,88 +106,121 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 130 if interrupted else 0
 
 
-def run(settings: Settings, out: Path) -> bool:
-    """Trains seed after seed and reports on those that were finished; whether it was interrupted."""
-    generator = torch.Generator().manual_seed(TEST_SEED)
-    curves = Sinusoids.draw(settings.test_tasks, generator)
-    test = curves.batch(settings.shots, settings.test_queries, generator)
-    trained: list[Trial] = []
+def run(settings: Settings, out: Path, workers: int) -> bool:
+    """Trains all learners and reports on the seeds that were finished; whether it was interrupted."""
+    clear(out / "tensorboard")
+    jobs = [Job(seed, name, settings, out) for seed in range(settings.seeds) for name in ARMS]
+    made: dict[int, dict[str, Made]] = {seed: {} for seed in range(settings.seeds)}
     interrupted = False
-    with Log(out / "tensorboard") as log:
-        try:
-            with Progress(settings.seeds, settings.steps) as progress:
-                for seed in range(settings.seeds):
-                    watch = watcher(settings, seed, test, log, progress)
-                    monitor = tr.RelationMonitor(log.writer(f"seed{seed}-trlearner"))
-                    arms = comparison.train(settings, seed, watch, monitor)
-                    trained.append(Trial(arms, comparison.remembering(arms[0], settings, seed)))
-        except KeyboardInterrupt:
-            interrupted = True
-            print(f"\nInterrupted: {len(trained)} of {settings.seeds} seeds are finished.")
-        if trained:
-            conclude(settings, trained, test, interrupted, out)
-            relations = draw(trained[-1], curves, test, out)
-            name = run_name(len(trained) - 1, trained[-1].arms[1])
+    try:
+        with Progress(settings.seeds, settings.steps, len(ARMS)) as progress:
+            for job, result in each(work, jobs, min(workers, len(jobs)), progress.advance):
+                made[job.seed][job.name] = result
+    except KeyboardInterrupt:
+        interrupted = True
+    finished = list(takewhile(lambda seed: len(seed) == len(ARMS), made.values()))
+    if interrupted:
+        print(f"\nInterrupted: {len(finished)} of {settings.seeds} seeds are finished.")
+    if finished:
+        conclude(settings, finished, interrupted, out)
+        relations = draw(settings, len(finished) - 1, finished[-1], out)
+        with Log(out / "tensorboard") as log:
+            name = run_name(len(finished) - 1, ARMS[1])
             log.image(name, "relations/test", plot.pixels(relations), settings.steps)
     return interrupted
 
 
-def watcher(
-    settings: Settings, seed: int, test: tr.TaskBatch, log: Log, progress: Progress
-) -> Watch:
-    """Writes the curves of a seed and moves the bar on."""
+def work(job: Job, tell: Tell) -> Made:
+    """Trains one learner, and gives the one that is trained alone a memory."""
+    settings, seed, name = job.settings, job.seed, job.name
+    arm = make_arm(settings, seed, name)
+    _, test = test_tasks(settings)
+    states = {}
+    with Log(job.out / "tensorboard") as log:
+        if arm.regularizer.lam:
+            arm.regularizer.monitor = tr.RelationMonitor(log.writer(run_name(seed, name)))
+        comparison.train_arms([arm], settings, seed, watcher(settings, seed, test, log, tell))
+    errors = {name: comparison.error_on(arm.learner, test)}
+    if not arm.regularizer.lam:
+        memory = comparison.remembering(arm, settings, seed)
+        errors[MEMORY] = comparison.error_on(memory, test)
+        states["memory"] = memory.state_dict()
+    states |= {"learner": arm.learner.state_dict(), "regularizer": arm.regularizer.state_dict()}
+    file = io.BytesIO()
+    torch.save(states, file)
+    return Made(errors, arm.milliseconds(), file.getvalue())
+
+
+def make_arm(settings: Settings, seed: int, name: str) -> Arm:
+    """A learner as training begins."""
+    return comparison.make_arm(name, settings, seed, lam=settings.lam if name == ARMS[1] else 0.0)
+
+
+def test_tasks(settings: Settings) -> tuple[Sinusoids, tr.TaskBatch]:
+    """Curves that nobody was trained on, and points of them."""
+    generator = torch.Generator().manual_seed(TEST_SEED)
+    curves = Sinusoids.draw(settings.test_tasks, generator)
+    return curves, curves.batch(settings.shots, settings.test_queries, generator)
+
+
+def watcher(settings: Settings, seed: int, test: tr.TaskBatch, log: Log, tell: Tell) -> Watch:
+    """Writes the curves of a learner and tells how far it is."""
     every = max(1, settings.steps // 20)
 
     def watch(step: int, arms: Sequence[Arm], outs: Sequence[tr.Output]) -> None:
-        for arm, out in zip(arms, outs, strict=True):
-            values = {"loss/task": float(out.task_loss)} if step % 10 == 0 else {}
-            if step % every == 0 or step == settings.steps:
-                values["test/mse"] = comparison.error_on(arm.learner, test)
-            log.scalars(run_name(seed, arm), step, values)
-        times = " + ".join(f"{1000 * arm.seconds[-1]:.1f}" for arm in arms)
-        progress.advance(seed, step, f"{times} ms a step")
+        [arm], [out] = arms, outs
+        values = {"loss/task": float(out.task_loss)} if step % 10 == 0 else {}
+        if step % every == 0 or step == settings.steps:
+            values["test/mse"] = comparison.error_on(arm.learner, test)
+        log.scalars(run_name(seed, arm.name), step, values)
+        tell(seed, step, f"{arm.name}, {1000 * arm.seconds[-1]:.1f} ms a step")
 
     return watch
 
 
-def conclude(
-    settings: Settings,
-    trained: Sequence[Trial],
-    test: tr.TaskBatch,
-    interrupted: bool,
-    out: Path,
-) -> None:
+def conclude(settings: Settings, seeds: Sequence[Seed], interrupted: bool, out: Path) -> None:
     """The table, printed, and the same as JSON."""
-    sides = list(zip(*(trial.arms for trial in trained), strict=True))
-    errors: dict[str, list[float]] = {
-        arms[0].name: [comparison.error_on(arm.learner, test) for arm in arms] for arms in sides
+    errors = {
+        name: [made.errors[name] for seed in seeds for made in seed.values() if name in made.errors]
+        for name in (*ARMS, MEMORY)
     }
-    errors[MEMORY] = [comparison.error_on(trial.memory, test) for trial in trained]
     milliseconds = {
-        arms[0].name: statistics.median(arm.milliseconds() for arm in arms) for arms in sides
+        name: statistics.median(seed[name].milliseconds for seed in seeds) for name in ARMS
     }
     print(f"\n{table.table(settings, errors, milliseconds)}")
     results = table.record(settings, errors, milliseconds, interrupted)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
-def draw(trial: Trial, curves: Sinusoids, test: tr.TaskBatch, out: Path) -> Figure:
-    """The pictures of the last finished seed; returns the one of M."""
+def draw(settings: Settings, seed: int, made: Seed, out: Path) -> Figure:
+    """The pictures of a seed; returns the one of M."""
+    arms, states = {}, {}
+    for name in ARMS:
+        arms[name] = make_arm(settings, seed, name)
+        states[name] = torch.load(io.BytesIO(made[name].weights), weights_only=True)
+        arms[name].learner.load_state_dict(states[name]["learner"])
+        arms[name].regularizer.load_state_dict(states[name]["regularizer"])
+    memory = tr.TaskMemory(arms[ARMS[0]].learner, mse_loss)
+    memory.load_state_dict(states[ARMS[0]]["memory"])
+    curves, test = test_tasks(settings)
     few, more = slice(SHOWN_CURVES), slice(SHOWN_RELATIONS)
-    learners = {arm.name: arm.learner for arm in trial.arms}
-    functions = plot.functions({**learners, MEMORY: trial.memory}, curves[few], test.support[few])
-    relations = plot.relations(trial.arms[1], curves[more], test[more])
+    learners = {name: arm.learner for name, arm in arms.items()}
+    functions = plot.functions({**learners, MEMORY: memory}, curves[few], test.support[few])
+    relations = plot.relations(arms[ARMS[1]], curves[more], test[more])
     plot.save(functions, out / "functions.png")
     plot.save(relations, out / "relations.png")
+    task = slice(SHOWN_ANSWER, SHOWN_ANSWER + 1)
+    answer = tr.plot_memory(memory, test.support[task], test.query[task])
+    plot.save(answer, out / "memory.png")
     return relations
 
 
-def run_name(seed: int, arm: Arm) -> str:
+def run_name(seed: int, name: str) -> str:
     """The TensorBoard run of an arm, e.g. ``seed0-maml``."""
-    return f"seed{seed}-{'trlearner' if arm.regularizer.lam else 'maml'}"
+    return f"seed{seed}-{'maml' if name == ARMS[0] else 'trlearner'}"
 
 
-def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
+def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path, int]:
     """The command line."""
     usual, quick = Settings(), Settings(seeds=2, steps=20, test_tasks=50, remembered=20, samples=20)
     parser = argparse.ArgumentParser(
@@ -169,17 +232,19 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
     parser.add_argument("--lam", type=float, help=f"weight of the term (default: {usual.lam})")
     parser.add_argument("--tasks", type=int, help=f"tasks a batch (default: {usual.tasks})")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: every core")
     parser.add_argument("--quick", action="store_true", help="only see that it runs, in seconds")
     options = vars(parser.parse_args(arguments))
-    out, base = options.pop("out"), quick if options.pop("quick") else usual
+    out, workers = options.pop("out"), options.pop("workers")
+    base = quick if options.pop("quick") else usual
     settings = replace(base, **{name: v for name, v in options.items() if v is not None})
-    if min(settings.seeds, settings.steps) < 1:
-        parser.error("--seeds and --steps must be at least 1.")
+    if min(settings.seeds, settings.steps, workers or 1) < 1:
+        parser.error("--seeds, --steps and --workers must be at least 1.")
     if not 3 <= settings.tasks <= settings.pool:
         parser.error(f"--tasks must lie in 3..{settings.pool}: relations need three tasks.")
     if not 0 < settings.lam < math.inf:
         parser.error("--lam must be above 0: at 0 both arms are MAML.")
-    return settings, out
+    return settings, out, workers or 1
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Arm:
 
     Attributes:
         name: For tables and legends.
-        learner: Starts the same in both arms.
+        learner: Starts the same in all arms of a seed.
         regularizer: With ``lam=0`` it is the learner alone, to the last bit.
         optimizer: Trains both.
         seconds: What each meta-step took.
@@ -68,26 +68,6 @@ class Arm:
 
 Watch = Callable[[int, Sequence[Arm], Sequence[tr.Output]], None]
 """Called after every meta-step with its number from 1, the arms, and what each found."""
-
-
-def train(
-    settings: Settings, seed: int, watch: Watch, monitor: tr.RelationMonitor | None = None
-) -> tuple[Arm, Arm]:
-    """MAML, and MAML with TRLearner: same initialisation, same batches, one step each in turn.
-
-    Args:
-        settings: Of the comparison.
-        seed: Of the network, the tasks and the relation layer.
-        watch: Told of every step.
-        monitor: Is shown the steps of TRLearner.
-    """
-    arms = (
-        make_arm("MAML", settings, seed, lam=0.0),
-        make_arm("MAML + TRLearner", settings, seed, lam=settings.lam),
-    )
-    arms[1].regularizer.monitor = monitor
-    train_arms(arms, settings, seed, watch)
-    return arms
 
 
 def train_arms(arms: Sequence[Arm], settings: Settings, seed: int, watch: Watch) -> None:

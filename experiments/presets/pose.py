@@ -11,7 +11,7 @@ to 5.0, MAML of three to 6.1; ANIL stayed at the 8.3 of a constant answer. The r
 most related objects, because all seven others would take twice the time.
 """
 
-from trlearner.experiments.presets.preset import Preset
+from trlearner.experiments.presets.preset import Memory, Preset
 
 YIN = "tasks of Yin et al. 2020 (arXiv 1912.03820); ours: first order, 32 x 32, 16 filters, for two cores"
 VIEWS = {
@@ -28,9 +28,10 @@ VIEWS = {
     "top_k": 2,
     "options": {"size": 32, "filters": 16},
 }
+REMEMBERED = Memory(tasks=50, samples=60)
 
 PRESETS = {
-    "pose/procedural": Preset(VIEWS, YIN),
-    "pose/meshes": Preset(VIEWS, YIN),
-    "pose/pickles": Preset({**VIEWS, "options": {"filters": 16}}, YIN),
+    "pose/procedural": Preset(VIEWS, YIN, REMEMBERED),
+    "pose/meshes": Preset(VIEWS, YIN, REMEMBERED),
+    "pose/pickles": Preset({**VIEWS, "options": {"filters": 16}}, YIN, REMEMBERED),
 }

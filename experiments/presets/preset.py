@@ -14,16 +14,32 @@ DOMAINS = ("regression", "images", "drugs", "pose")
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a memory of training tasks holds.
+
+    Attributes:
+        tasks: So many training tasks, or all, if there are no more.
+        samples: So many samples of each.
+    """
+
+    tasks: int
+    samples: int
+
+
+@dataclass(frozen=True)
 class Preset:
     """Settings of a problem that differ from `Config`.
 
     Attributes:
         values: By name of the setting.
         source: Whose they are.
+        memory: What ``--memory`` remembers; ``None`` where classes change from task to task, so that
+            remembered models would only harm.
     """
 
     values: Mapping[str, Any]
     source: str
+    memory: Memory | None = None
 
 
 def presets() -> dict[str, Preset]:

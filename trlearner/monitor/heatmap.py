@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -28,13 +28,14 @@ INK = (30, 30, 30)
 
 
 def heatmap(
-    matrix: Float[np.ndarray, "tasks tasks"],
+    matrix: Float[np.ndarray, "tasks models"],
     names: Sequence[str] | None = None,
     title: str = "",
     scale: int = 1,
     digits: int = 2,
     diagonal: bool = False,
     side: int = SIDE,
+    columns: Sequence[str] | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The matrix with names at its rows and columns, and a bar that says what the colours mean.
 
@@ -42,28 +43,37 @@ def heatmap(
     the differences among the others.
 
     Args:
-        matrix: One row and one column a task; NaN is grey.
-        names: One a task; a run of equal ones is written once, in its middle.
+        matrix: One row and one column a task, unless columns have names of their own; NaN is grey.
+        names: One a row; a run of equal ones is written once, in its middle.
         title: Above it.
         scale: So many times as large, for print.
         digits: Of the numbers beside the bar.
         diagonal: Whether it says something.
         side: Pixels that the cells take together, about, before `scale`.
+        columns: Names of the columns, where these are not the tasks of the rows; then there is no diagonal.
     """
     names = [str(i) for i in range(len(matrix))] if names is None else [str(n) for n in names]
+    diagonal = diagonal or columns is not None
+    columns = names if columns is None else list(columns)
     cells = matrix.astype(float).copy()
     if not diagonal:
         np.fill_diagonal(cells, np.nan)
     low, high, signed = limits(cells)
-    shrunk, names = _shrunk(cells, names)
-    cell = max(1, min(CELL * scale, side * scale // len(shrunk)))
+    shrunk, block = _shrunk(cells)
+    cell = max(1, min(CELL * scale, side * scale // max(shrunk.shape)))
     pixels = colour(shrunk, low, high, signed)
     if not diagonal and len(cells) == len(shrunk):
         pixels[np.arange(len(shrunk)), np.arange(len(shrunk))] = 255
     picture = Image.fromarray(pixels.repeat(cell, 0).repeat(cell, 1))
     font = _font(TEXT * scale)
-    shown = [name if len(name) <= NAME else name[: NAME - 1] + "…" for name in names]
-    margin = GAP * scale + max((_width(font, name) for name in shown), default=0)
+    rows, below = (
+        [name if len(name) <= NAME else name[: NAME - 1] + "…" for name in some[::block]]
+        for some in (names, columns)
+    )
+    margin, bottom = (
+        GAP * scale + max((_width(font, name) for name in some), default=0)
+        for some in (rows, below)
+    )
     top = (TEXT + 2 * GAP) * scale if title else GAP * scale
     numbers = [f"{low + (high - low) * i / 4:.{digits}f}" for i in range(5)]
     right = (2 * GAP + BAR + GAP // 2) * scale + max(_width(font, n) for n in numbers)
@@ -72,14 +82,19 @@ def heatmap(
     tall = max(height, 5 * (TEXT + 2) * scale)
     sheet = Image.new(
         "RGB",
-        (max(margin + width + right, least), top + tall + margin + GAP * scale),
+        (max(margin + width + right, least), top + tall + bottom + GAP * scale),
         (255, 255, 255),
     )
     sheet.paste(picture, (margin, top))
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((margin, GAP * scale), title, fill=INK, font=font)
-    _draw_names(sheet, draw, shown, (margin, top), (width, height), cell, scale)
+    for middle, name in _placed(rows, cell, scale):
+        draw.text((margin - 4 * scale, top + middle), name, fill=INK, font=font, anchor="rm")
+    for middle, name in _placed(below, cell, scale):
+        turned = _turned(name, scale)
+        place = (int(margin + middle - turned.width / 2), top + height + 4 * scale)
+        sheet.paste(turned, place)
     _draw_bar(sheet, draw, numbers, signed, (margin + width + 2 * GAP * scale, top), tall, scale)
     return np.asarray(sheet)
 
@@ -94,44 +109,37 @@ def mosaic(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, 
     return sheet
 
 
-def _shrunk(cells: NDArray[np.float64], names: list[str]) -> tuple[NDArray[np.float64], list[str]]:
-    """Means of blocks, where there are more tasks than `MOST`."""
-    block = -(-len(cells) // MOST)
+def _shrunk(cells: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """Means of blocks, where there are more tasks than `MOST`; and how long these are."""
+    block = -(-max(cells.shape) // MOST)
     if block <= 1:
-        return cells, names
-    starts = np.arange(0, len(cells), block)
+        return cells, 1
+    rows, columns = (np.arange(0, length, block) for length in cells.shape)
     known = np.isfinite(cells)
 
     def blocks(values: NDArray[Any]) -> NDArray[Any]:
-        return np.add.reduceat(np.add.reduceat(values, starts, 0), starts, 1)
+        return np.add.reduceat(np.add.reduceat(values, rows, 0), columns, 1)
 
     total, count = blocks(np.where(known, cells, 0.0)), blocks(known.astype(float))
-    means = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-    return means, [names[i] for i in starts]
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0), block
 
 
-def _draw_names(
-    sheet: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    names: Sequence[str],
-    corner: tuple[int, int],
-    size: tuple[int, int],
-    cell: int,
-    scale: int,
-) -> None:
-    """At the left of rows, and turned below columns; where there is no room, some are left out."""
-    left, top = corner
-    font, taken = _font(TEXT * scale), list[float]()
+def _placed(names: Sequence[str], cell: int, scale: int) -> Iterator[tuple[float, str]]:
+    """Where the middle of each name goes; where there is no room, some are left out."""
+    taken = list[float]()
     for middle, name in _runs(names):
         place = (middle + 0.5) * cell
-        if any(abs(place - other) < TEXT * scale for other in taken):
-            continue
-        taken.append(place)
-        draw.text((left - 4 * scale, top + place), name, fill=INK, font=font, anchor="rm")
-        turned = Image.new("RGB", (_width(font, name) + 2, (TEXT + 4) * scale), (255, 255, 255))
-        ImageDraw.Draw(turned).text((0, turned.height / 2), name, fill=INK, font=font, anchor="lm")
-        turned = turned.rotate(-90, expand=True)
-        sheet.paste(turned, (int(left + place - turned.width / 2), top + size[1] + 4 * scale))
+        if all(abs(place - other) >= TEXT * scale for other in taken):
+            taken.append(place)
+            yield place, name
+
+
+def _turned(name: str, scale: int) -> Image.Image:
+    """A name that reads downwards."""
+    font = _font(TEXT * scale)
+    turned = Image.new("RGB", (_width(font, name) + 2, (TEXT + 4) * scale), (255, 255, 255))
+    ImageDraw.Draw(turned).text((0, turned.height / 2), name, fill=INK, font=font, anchor="lm")
+    return turned.rotate(-90, expand=True)
 
 
 def _draw_bar(

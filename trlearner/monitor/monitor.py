@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trlearner.batch import TaskBatch
-from trlearner.checks import check_function, check_number, check_whole
+from trlearner.checks import check_function, check_instance, check_number, check_whole
 from trlearner.learners.protocol import Learner
+from trlearner.memory.recall import Recalled
 from trlearner.monitor import pictures, scalars
 from trlearner.monitor.fetch import fetch
 from trlearner.monitor.gradients import products
@@ -144,6 +145,27 @@ class RelationMonitor:
                 self._log(seen, regularizer, batch, learner, own_loss, allowed)
             self._kept.clear()
         self.step += 1
+
+    def memory(self, answer: Recalled, step: int | None = None) -> None:
+        """Shows which remembered models contribute to an answer of a `TaskMemory`.
+
+        The picture has a row for each new task (the first 64) and a column for each of the 32 models that
+        contribute most, with their coefficients; where there are several outputs, with the means over
+        these. Curves show the share of remembered models, and how many contribute, effectively.
+
+        Args:
+            answer: What ``memory.adapt(support)`` returned.
+            step: Where it stands in TensorBoard; by default `step`.
+        """
+        check_instance("answer", answer, Recalled, "Pass what memory.adapt(support) returned.")
+        check_whole("step", step, least=0, optional=True)
+        step = self.step if step is None else step
+        weights = answer.weights.flatten(2).mean(2) if answer.weights.ndim > 2 else answer.weights
+        found = fetch({"models": answer.models, "weights": weights})
+        for tag, value in scalars.of_memory(found["weights"], answer.share).items():
+            self.writer.add_scalar(tag, value, step)
+        for tag, picture in pictures.of_memory(found["models"], found["weights"], step).items():
+            self.writer.add_image(tag, picture, step, dataformats="HWC")
 
     def hparams(self, settings: Mapping[str, Any], results: Mapping[str, float]) -> None:
         """A run's settings beside its results, in this same run: TensorBoard's HParams page.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trlearner.monitor.contributors import contributors
 from trlearner.monitor.heatmap import heatmap, mosaic
 from trlearner.monitor.history import History
 from trlearner.monitor.order import clustered
@@ -54,6 +55,24 @@ def of_step(
             m[np.ix_(order, order)], [labels[i] for i in order], f"M by families, step {step}"
         )
     return pictures
+
+
+def of_memory(
+    models: NDArray[Any], weights: NDArray[Any], step: int
+) -> dict[str, NDArray[np.uint8]]:
+    """Which remembered models contribute to which new tasks; nothing where none does.
+
+    Args:
+        models: Which ones ``[tasks, kept]``.
+        weights: Their coefficients ``[tasks, kept]``.
+        step: Said in the title.
+    """
+    if not models.size:
+        return {}
+    matrix, shown = contributors(models, weights)
+    rows, columns = [str(i) for i in range(len(matrix))], [str(model) for model in shown]
+    title = f"how much model (column) contributes to new task (row), step {step}"
+    return {GROUP + "memory/coefficients": heatmap(matrix, rows, title, columns=columns)}
 
 
 def of_history(history: History, names: Sequence[str], step: int) -> dict[str, NDArray[np.uint8]]:

@@ -85,6 +85,19 @@ def of_truth(
     return {GROUP + name: value for name, value in curves.items()}
 
 
+def of_memory(weights: NDArray[Any], share: float) -> dict[str, float]:
+    """How much remembered models contribute to a memory's answers, and how many of them, effectively.
+
+    Args:
+        weights: Their coefficients ``[tasks, kept]``.
+        share: Of these models in the answers.
+    """
+    curves = {"memory/share": share}
+    if weights.size:
+        curves["memory/contributors"] = measure.neighbours(weights)
+    return {GROUP + name: value for name, value in curves.items()}
+
+
 def _ratio(above: float, below: float) -> float:
     return above / below if below > 0 else float("nan")
 
