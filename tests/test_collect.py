@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 import contracts
 import trlearner as tr
 from contracts import close
+from trlearner.regularizer.collect import Collected
 
 LR, STEPS = 0.3, 2
 
@@ -36,7 +37,7 @@ def adapt(model: nn.Module, x: Tensor, y: Tensor, loss_fn=mse_loss):  # type: ig
 
 def by_hand(
     model: nn.Module, reg: tr.TRLearner, batch: tr.TaskBatch, loss_fn=mse_loss, **options
-) -> tuple[Tensor, tr.collect.Collected]:  # type: ignore[no-untyped-def]
+) -> tuple[Tensor, Collected]:  # type: ignore[no-untyped-def]
     tasks, loss = reg.collect(**options), torch.zeros((), dtype=torch.float64)
     for support, query in contracts.tasks_of(batch):
         fmodel = adapt(model, *support, loss_fn)
@@ -295,7 +296,7 @@ WIDER = torch.ones(2, 4, dtype=torch.float64, requires_grad=True)
 # ---- wrong use ---------------------------------------------------------------------------------
 
 
-def collected(count: int = 3, **options: object) -> tr.collect.Collected:
+def collected(count: int = 3, **options: object) -> Collected:
     model = contracts.net()
     tasks = regularizer(model, **options).collect()
     for support, query in contracts.tasks_of(contracts.regression_batch())[:count]:

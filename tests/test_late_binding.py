@@ -10,6 +10,7 @@ from torch.nn.functional import mse_loss
 
 import contracts
 import trlearner as tr
+from trlearner.regularizer.collect import Collected
 from trlearner.regularizer.late_binding import bindings, rebound, same
 
 NET = contracts.net()
@@ -29,7 +30,7 @@ def run(fast: dict[str, Tensor], x: Tensor) -> Tensor:
     return torch.func.functional_call(NET, fast, (x,))
 
 
-def collected() -> tr.collect.Collected:
+def collected() -> Collected:
     return tr.TRLearner(tr.LabelledEncoder(None, dim=4), lam=0.5).double().collect()
 
 

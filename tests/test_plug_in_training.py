@@ -13,6 +13,7 @@ import trlearner as tr
 from contracts import close
 from test_collect import adapt, by_hand, engines, regularizer
 from test_two_phase import functions
+from trlearner.regularizer.collect import Collected
 
 
 def parameters(*modules: nn.Module) -> list[nn.Parameter]:
@@ -50,9 +51,7 @@ def test_gradients_accumulate_over_meta_batches() -> None:
     close(flat(p.grad for p in parameters(model, reg)), of_engines(*batches), 1e-10)
 
 
-def of_own_losses(
-    model: nn.Module, reg: tr.TRLearner, batch: tr.TaskBatch, two: bool
-) -> tr.collect.Collected:
+def of_own_losses(model: nn.Module, reg: tr.TRLearner, batch: tr.TaskBatch, two: bool) -> Collected:
     """Tasks that were added with their loss, or in two phases."""
     tasks = reg.collect()
     adapting, predict = functions(model)
@@ -113,7 +112,7 @@ def test_the_regularizers_gradient_is_clipped_with_the_models() -> None:
 # ---- lower precision -----------------------------------------------------------------------------
 
 
-def lowered(kind: str, enabled: bool) -> tuple[tr.collect.Collected, list[torch.dtype], Tensor]:
+def lowered(kind: str, enabled: bool) -> tuple[Collected, list[torch.dtype], Tensor]:
     """Collected tasks of a step under autocast, what the relation loss was given, and the gradient."""
     classes, seen = kind == "classes", list[torch.dtype]()
     own = cross_entropy if classes else mse_loss

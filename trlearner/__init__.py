@@ -1,5 +1,6 @@
 """TRLearner: a plug-in regularizer that lets the tasks of a meta-batch help each other."""
 
+from trlearner.base import types
 from trlearner.base.functional import pure_call
 from trlearner.diagnostics.doctor.examine import doctor
 from trlearner.diagnostics.monitor.monitor import RelationMonitor
@@ -59,6 +60,7 @@ __all__ = [
     "relation_consistency",
     "relation_matrix",
     "relation_weights",
+    "types",
 ]
 
 
