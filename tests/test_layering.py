@@ -14,7 +14,7 @@ import trlearner
 PACKAGE = Path(trlearner.__file__).parent
 UPSTAIRS = ("experiments", "integrations")
 FORBIDDEN = (*UPSTAIRS, *(f"trlearner.{name}" for name in UPSTAIRS))
-LAZY = ("higher", "tensorboard", "torch.utils.tensorboard")
+LAZY = ("PIL", "higher", "tensorboard", "torch.utils.tensorboard")
 OPTIONAL = ("lightning", "matplotlib", "ray", "rich", "scipy", "torchopt", "tyro", "easyfsl")
 
 MODULES = sorted(

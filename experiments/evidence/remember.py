@@ -21,7 +21,7 @@ from trlearner.experiments.config import Config
 from trlearner.experiments.evaluate import evaluate
 from trlearner.experiments.evidence.cells import Cell
 from trlearner.experiments.evidence.collect import file_of, short
-from trlearner.experiments.presets.preset import Memory
+from trlearner.experiments.presets.preset import Memory, presets
 from trlearner.experiments.problem import Problem
 from trlearner.experiments.recall import Banded, trained, training_tasks
 
@@ -84,6 +84,7 @@ def remember(
     problem = make_problem(config, data_dir, "cpu")
     learner = trained(config, problem, weights, "cpu", "batched")
     known = training_tasks(config, Memory(cell.remembered, cell.samples), data_dir, "cpu")
+    usual = presets()[config.problem].memory
     metric = problem.metrics[0]
     found: dict[str, Any] = {
         "seed": config.seed,
@@ -100,7 +101,7 @@ def remember(
         memory = tr.TaskMemory(learner, problem.loss_fn, kernel=kernel)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".* models are not remembered")  # counted below
-            memory.remember(known)
+            memory.remember(known, steps=usual and usual.steps)
         found["left_out"] = memory.left_out
         if kernel is None:
             found["defaults"] = _by_memory(memory, problem, config)

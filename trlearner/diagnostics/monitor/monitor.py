@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trlearner.base.checks import check_function, check_instance, check_number, check_whole
 from trlearner.base.warn import warn
-from trlearner.diagnostics.monitor import pictures, scalars
+from trlearner.diagnostics.monitor import scalars
 from trlearner.diagnostics.monitor.fetch import fetch
 from trlearner.diagnostics.monitor.gradients import products
 from trlearner.diagnostics.monitor.history import LIMIT, History
@@ -164,6 +164,8 @@ class RelationMonitor:
         found = fetch({"models": answer.models, "weights": weights})
         for tag, value in scalars.of_memory(found["weights"], answer.share).items():
             self.writer.add_scalar(tag, value, step)
+        from trlearner.diagnostics.monitor import pictures  # with Pillow
+
         for tag, picture in pictures.of_memory(found["models"], found["weights"], step).items():
             self.writer.add_image(tag, picture, step, dataformats="HWC")
 
@@ -265,6 +267,8 @@ class RelationMonitor:
             )
 
     def _draw(self, found: Mapping[str, NDArray[Any]], batch: TaskBatch) -> None:
+        from trlearner.diagnostics.monitor import pictures  # with Pillow
+
         know, ids = self._knowledge, batch.ids or tuple(range(len(batch)))
         families = None if batch.ids is None else know.families_of(ids)
         names = [str(id) if batch.ids is None else know.name(id) for id in ids]

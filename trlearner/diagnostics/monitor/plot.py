@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from trlearner.base.checks import check_flag, check_instance, check_whole
 from trlearner.base.checks import shown as as_shown
-from trlearner.diagnostics.monitor.heatmap import heatmap
 from trlearner.diagnostics.monitor.order import clustered
 
 
@@ -23,7 +21,7 @@ def plot_relations(
     title: str = "",
     cluster: bool = False,
     scale: int = 2,
-) -> Image.Image:
+) -> Any:
     """M as a picture, which a notebook shows and ``.save("m.png")`` or ``.save("m.pdf")`` keeps.
 
     Args:
@@ -33,6 +31,9 @@ def plot_relations(
         cluster: Put related tasks together.
         scale: Pixels are so many times as fine as on a screen.
 
+    Returns:
+        A ``PIL.Image.Image``.
+
     Raises:
         ValueError: `relations` is no square matrix, or `names` do not name all tasks.
 
@@ -41,6 +42,10 @@ def plot_relations(
         >>> plot_relations(torch.eye(3), names=["sine", "line", "saw"]).mode
         'RGB'
     """
+    from PIL import Image
+
+    from trlearner.diagnostics.monitor.heatmap import heatmap
+
     check_flag("cluster", cluster)
     check_whole("scale", scale)
     check_instance("title", title, str, "It is written above the picture.")
