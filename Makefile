@@ -42,7 +42,7 @@ gpu: $(READY) ## Check and time everything on a CUDA device, in 8 minutes
 	$(BIN)/python -m trlearner.experiments.bench.gpu $(ARGS)
 
 matrix: ## Run `make test` on every Python found, and on the lowest and the newest torch
-	$(PYTHON) tests/matrix.py
+	$(PYTHON) tests/support/matrix.py
 
 fuzz: $(READY) ## Compare engines on random cases (docs/fuzz.md)
 	PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)

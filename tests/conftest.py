@@ -72,7 +72,7 @@ ALL = pytest.StashKey[list[pytest.Item]]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Keep what was collected before `-m` and `-k` choose from it; tests/test_tiers.py looks at it."""
+    """Keep what was collected before `-m` and `-k` choose from it; test_tiers.py looks at it."""
     config.stash[ALL] = list(items)
 
 

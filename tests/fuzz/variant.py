@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import reference
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-import reference
 import trlearner as tr
 from fuzz.compare import GRADIENT, Values, gradients, outputs, step
 from fuzz.draw_case import Problem

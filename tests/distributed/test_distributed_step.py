@@ -1,0 +1,140 @@
+"""Several processes are one: real ones, on gloo."""
+
+from __future__ import annotations
+
+import contracts
+import pytest
+import torch
+from rank_problem import ALIGNED, EXACT, Problem, check_equal, made, problems
+from ranks import Ranks
+
+from trlearner.distributed import broadcast, own_tasks, sync_gradients
+
+TWO = {
+    **problems([3, 2]),
+    "idle": Problem([0, 3]),
+    "idle, classes": Problem([3, 0], "protonet", **ALIGNED, options={"align": "sinkhorn"}),
+    "one task": Problem([0, 1]),
+    "two tasks": Problem([1, 1]),
+}
+FOUR = {
+    name: problems([2, 0, 1, 1])[name]
+    for name in (
+        "maml batched",
+        "anil loop",
+        "protonet batched",
+        "BatchNorm batched",
+        "sinkhorn, top_k, softmax",
+        "quotient",
+        "masks",
+        "ranks of other sizes",
+        "select, masks",
+        "ddp",
+        "ddp, unused",
+        "ddp, lam 0",
+    )
+}
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_two_ranks_equal_one(two: Ranks, name: str) -> None:
+    check_equal(two(TWO[name]))
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_four_ranks_equal_one(four: Ranks, name: str) -> None:
+    check_equal(four(FOUR[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "counts", [[2, 0, 1, 1], [0, 3, 0, 2], [1, 1, 1, 2], [0, 0, 0, 3]], ids=str
+)
+def test_four_ranks_equal_one_whatever_the_step(four: Ranks, counts: list[int]) -> None:
+    for problem in problems(counts).values():
+        check_equal(four(problem))
+
+
+def looked_at(rank: int, size: int) -> dict[str, float]:
+    """Without gradients, and in inference mode."""
+    step, _ = made()
+    problem = Problem([2, 2])
+    share, whole = problem.batch(slice(2 * rank, 2 * rank + 2)), problem.batch(slice(None))
+    assert share is not None and whole is not None
+    expected = step.regularizer(step.learner, whole).loss.item()
+    found = {}
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            out = step(share)
+        assert not out.loss.requires_grad
+        found[mode.__name__] = abs(out.loss.item() - expected)
+    return found
+
+
+def test_without_gradients(two: Ranks) -> None:
+    for one in two(looked_at):
+        assert max(one.values()) <= EXACT
+
+
+def other_generators(rank: int, size: int) -> list[tuple[float, float]]:
+    """Rank 0's random state is taken at the start, and whenever it was used on some ranks only."""
+    mine = Problem([2, 2]).batch(slice(2 * rank, 2 * rank + 2))
+    whole = Problem([2, 2]).batch(slice(None))
+    assert mine is not None and whole is not None
+    step, _ = made(queries=0.5)
+    one, _ = made(queries=0.5)
+    step.regularizer.generator.manual_seed(rank)
+    one.regularizer.generator.manual_seed(0)
+    found = []
+    for number in range(3):
+        if number == 2 and rank:
+            step.regularizer(step.learner, mine)  # a look at some tasks
+        several = step(mine).relation_loss
+        found.append((several.item(), one.regularizer(one.learner, whole).relation_loss.item()))
+    return found
+
+
+def test_queries_are_chosen_as_rank_0_says(two: Ranks) -> None:
+    for one in two(other_generators):
+        for found, expected in one:
+            assert abs(found - expected) <= EXACT
+        assert len({round(expected, 9) for _, expected in one}) == 3  # they do differ
+
+
+def shares(rank: int, size: int) -> list[int]:
+    found = []
+    for tasks in (1, 2, 5):
+        share = own_tasks(contracts.regression_batch(tasks=tasks))
+        found.append(0 if share is None else len(share))
+    return found
+
+
+def test_tasks_are_dealt_out(two: Ranks) -> None:
+    assert two(shares) == [[0, 1, 2], [1, 1, 3]]
+
+
+# ---- without a process group ----------------------------------------------------------------
+
+
+def test_alone_it_is_the_plain_step() -> None:
+    step, _ = made()
+    batch = contracts.regression_batch()
+    found, expected = step(batch), step.regularizer(step.learner, batch)
+    assert torch.equal(found.loss, expected.loss)
+    assert own_tasks(batch) is batch
+
+
+@pytest.mark.unchecked
+def test_without_a_process_group_several_processes_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step, batch = made()
+    with pytest.raises(ValueError, match="there is no process group. Call .*init_process_group"):
+        sync_gradients(step)
+    with pytest.raises(ValueError, match="there is no process group. Call .*init_process_group"):
+        broadcast(step)
+    with pytest.raises(ValueError, match="batch is None, which only a rank among several may"):
+        step(None)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="WORLD_SIZE=4 says that this is one of 4 processes"):
+        step(batch)
