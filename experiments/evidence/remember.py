@@ -96,7 +96,7 @@ def remember(
     if not _numbers(problem):
         by_means = tr.ProtoNet(problem.features(learner.model) or learner.model)
         found["class means"] = {"tasks": _scores(by_means.eval(), problem, config)}
-    kernels = {"": None, "kernel ": tanimoto} if problem_has_fingerprints(config) else {"": None}
+    kernels = {"": None, "kernel ": tanimoto} if _has_fingerprints(config) else {"": None}
     for name, kernel in kernels.items():
         memory = tr.TaskMemory(learner, problem.loss_fn, kernel=kernel)
         with warnings.catch_warnings():
@@ -126,7 +126,7 @@ def tanimoto(a: Tensor, b: Tensor) -> Tensor:
     return both / (a.sum(1)[:, None] + b.sum(1) - both).clamp(min=1)
 
 
-def problem_has_fingerprints(config: Config) -> bool:
+def _has_fingerprints(config: Config) -> bool:
     """Whether inputs are bits, which a kernel may compare."""
     return config.problem.startswith("drugs/")
 
@@ -150,7 +150,7 @@ def _by_memory(memory: tr.TaskMemory, problem: Problem, config: Config) -> dict[
 
 def _scores(adapts: Any, problem: Problem, config: Config) -> list[float | None]:
     """By the problem's first metric; where test tasks are a finite set, the means over several draws."""
-    draws = DRAWS if problem_has_fingerprints(config) else 1
+    draws = DRAWS if _has_fingerprints(config) else 1
     tasks, metric = config.test_tasks, problem.metrics[0].name
     found = [
         evaluate(adapts, problem, "test", tasks, FRESH_SEED + draw)[metric]["tasks"]

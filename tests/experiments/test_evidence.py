@@ -11,7 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from trlearner.experiments import train
 from trlearner.experiments.config import Config
-from trlearner.experiments.evidence import collect, recall, table
+from trlearner.experiments.evidence import collect, recall, remember, remembered, table
 from trlearner.experiments.evidence.cells import ARMS, CELLS, TUNING_SEED, Cell, best
 from trlearner.experiments.presets.preset import Memory
 
@@ -200,3 +200,46 @@ def test_remembering_uses_more_samples_than_training(runs: Path) -> None:
     torch.manual_seed(0)
     again = recall.recall(config, weights, Memory(12, 100), 40, None)
     assert again == many
+
+
+@pytest.mark.full
+def test_memories_are_measured_on_fresh_tasks(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect.collect([CELL], runs, tmp_path)
+    monkeypatch.setattr(remember, "SEEDS", 2)
+    monkeypatch.setattr(remembered, "CELLS", [CELL])
+    trained = list(runs.rglob("result.json"))
+    remember.remember_all([CELL], runs, tmp_path, None)
+    assert list(runs.rglob("result.json")) == trained  # nothing was missing
+    file = tmp_path / "remembered" / "curves-maml.json"
+    made = json.loads(file.read_text())["runs"]
+    assert [run["seed"] for run in made] == [0, 1]
+    for run in made:
+        assert all(len(run[arm]["tasks"]) == 6 for arm in ("own", "defaults", "tuned"))
+        assert run["defaults"]["covered"] is not None
+    before = file.stat().st_mtime_ns
+    remember.remember_all([CELL], runs, tmp_path, None)
+    assert file.stat().st_mtime_ns == before
+    own, tuned = (np.array([run[arm]["tasks"] for run in made]) for arm in ("own", "tuned"))
+    change = 100 * (tuned.mean() / own.mean() - 1)
+    line = remembered.write(tmp_path).splitlines()[2]
+    assert line.startswith("| curves, maml | 2 | ") and f"| {change:+.0f} % |" in line
+
+
+def test_the_table_of_memories_limits_errors_and_has_a_part_for_classes() -> None:
+    constant = {"constant": {"mse": {"mean": 2.0}}}
+    part = {"tasks": [1.0, 3.0], "covered": 0.95, "settings": {"share": 0.0}}
+    run = {"seed": 0, "metric": "mse", "better": "lower", "constant": constant}
+    run |= {"own": {"tasks": [2.0, 1e9]}, "defaults": part, "tuned": part}
+    assert remembered.scores([run], "own").tolist() == [[2.0, 20.0]]
+    line = remembered.row("x", [run], "tuned")
+    assert "| 11.000 ± ? (1 task exploded) |" in line and "| -82 % | 95.0 to 95.0 % |" in line
+    heads = {"metric": "accuracy", "better": "higher", "own": {"tasks": [0.5, 0.7]}}
+    heads |= {"class means": part, "defaults": part, "tuned": part}
+    assert "| 60.000 ± ? |" in remembered.row_of_classes("y", [heads])
+
+
+def test_a_table_of_memories_needs_raw_numbers(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run the stage `remember` first"):
+        remembered.write(tmp_path)
