@@ -45,7 +45,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         try:
             yield _ready(f"http://127.0.0.1:{port}", server)
         finally:
-            server.terminate()
+            server.kill()  # a polite signal was lost once, and the suite waited for ever
 
 
 def _ready(address: str, server: "subprocess.Popen[bytes]") -> str:
