@@ -67,7 +67,7 @@ def shrunk(
         pictures: By the name and the group of their class.
         request: Options ``size`` (84) and ``channels`` (3, or 1 for shades of gray).
     """
-    size = option(request.options, "size", 84, int, Range(8, 1024))
+    size = option(request.options, "size", 84, int, Range(1, 1024))
     channels = option(request.options, "channels", 3, Literal[1, 3])
     kinds = [Kind(*names, len(files)) for names, files in pictures.items()]
     files = [file for group in pictures.values() for file in group]

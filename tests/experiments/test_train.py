@@ -139,8 +139,9 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
 def test_a_run_with_a_sampler_goes_on_alike(
     tmp_path: Path, problem: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("AdaptiveTaskSampler", "HardTaskSampler"):  # soon, and as if sure of themselves
-        monkeypatch.setattr(tr, name, partial(getattr(tr, name), warmup=3, every=1))
+    for room, name in ((tr, "AdaptiveTaskSampler"), (tr.samplers, "HardTaskSampler")):
+        # soon, and as if sure of themselves
+        monkeypatch.setattr(room, name, partial(getattr(room, name), warmup=3, every=1))
     monkeypatch.setattr(Trainer, "trust", 1.0)
     images = {"learner": "anil", "ways": 2, "shots": 1, "tasks": 3, "validation_tasks": 3}
     more = images if problem.startswith("images") else {}

@@ -43,4 +43,4 @@ def test_an_exception_ends_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.full
 def test_both_ways_start_at_the_regularizer() -> None:
     for call in (way.meta_step(1), way.collected()):
-        assert way.way(call).files[0] == "regularizer.py"
+        assert way.way(call).files[0] == "regularizer/regularizer.py"

@@ -63,9 +63,10 @@ def plot_memory(
 
     Example:
         >>> import trlearner as tr
-        >>> x, slope = torch.rand(20, 12, 1), torch.rand(20, 1, 1)
+        >>> g = torch.Generator().manual_seed(0)
+        >>> x, slope = torch.rand(20, 12, 1, generator=g), torch.rand(20, 1, 1, generator=g)
         >>> lines = tr.TaskBatch((x[:, :3], slope * x[:, :3]), (x[:, 3:], slope * x[:, 3:]))
-        >>> memory = tr.TaskMemory(tr.MAML(torch.nn.Linear(1, 1), lr=0.1, steps=2))
+        >>> memory = tr.TaskMemory(tr.MAML(torch.nn.Linear(1, 1), lr=0.3, steps=2))
         >>> memory.remember(lines)
         >>> figure = tr.plot_memory(memory, lines.support[:1])
         >>> figure.axes[0].get_legend_handles_labels()[1][:3]
