@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from trlearner.experiments.bench import record
-from trlearner.experiments.demo.__main__ import TEST_SEED
 from trlearner.experiments.demo.comparison import Arm, Settings, error_on, make_arm, train_arms
+from trlearner.experiments.demo.job import TEST_SEED
 from trlearner.experiments.demo.regression import Sinusoids
 from trlearner.experiments.interval import interval, paired
 

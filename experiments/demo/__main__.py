@@ -3,7 +3,7 @@
 The first two start alike, see the same batches and take the same clipped Adam steps (rate 1e-3, norm 1);
 the final weights count. The memory is made of the first one's learner: 300 of its training tasks are learned
 from 60 samples each, and the models predict the test tasks together. Every learner is trained in a process
-of its own, on as many cores as there are: 80 seconds on two.
+of its own, on as many cores as there are: 75 seconds on two.
 
 The learner's settings were tuned for MAML **alone**, on other seeds (100 to 102) and other test tasks
 than the demo's. Test MSE after 1000 | 1750 | 2000 meta-steps of 16 tasks, mean over those seeds:
@@ -34,56 +34,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from torch.nn.functional import mse_loss
 from trlearner.experiments.bar import span
-from trlearner.experiments.demo import comparison, plot, table
-from trlearner.experiments.demo.comparison import Arm, Settings, Watch
-from trlearner.experiments.demo.regression import Sinusoids
-from trlearner.experiments.demo.workers import Tell, each
+from trlearner.experiments.demo import plot, table
+from trlearner.experiments.demo.comparison import Settings
+from trlearner.experiments.demo.job import (
+    ARMS,
+    MEMORY,
+    Job,
+    Made,
+    make_arm,
+    run_name,
+    test_tasks,
+    work,
+)
+from trlearner.experiments.demo.workers import each
 from trlearner.experiments.log import Log, clear
 from trlearner.experiments.progress import Progress
 
 import trlearner as tr
-
-TEST_SEED = 1_000_000
-"""The test tasks are the same for every seed and arm, and no training seed comes near."""
 
 SHOWN_CURVES, SHOWN_RELATIONS = 4, 16
 """The first so many test tasks are drawn: not chosen by their looks."""
 
 SHOWN_ANSWER = 1
 """The test task whose answer by the memory is drawn; the curve of task 0 is almost flat."""
-
-
-ARMS = ("MAML", "MAML + TRLearner")
-MEMORY = "MAML + memory"
-
-
-class Job(NamedTuple):
-    """One learner to train."""
-
-    seed: int
-    name: str
-    settings: Settings
-    out: Path
-
-
-class Made(NamedTuple):
-    """What a job made.
-
-    Attributes:
-        errors: On the test tasks, by name: the learner's, and that of its memory.
-        milliseconds: The median time of a meta-step.
-        weights: The states of learner, regularizer and memory; bytes, for they come from another process.
-    """
-
-    errors: dict[str, float]
-    milliseconds: float
-    weights: bytes
 
 
 Seed = Mapping[str, Made]
@@ -130,54 +108,6 @@ def run(settings: Settings, out: Path, workers: int) -> bool:
     return interrupted
 
 
-def work(job: Job, tell: Tell) -> Made:
-    """Trains one learner, and gives the one that is trained alone a memory."""
-    settings, seed, name = job.settings, job.seed, job.name
-    arm = make_arm(settings, seed, name)
-    _, test = test_tasks(settings)
-    states = {}
-    with Log(job.out / "tensorboard") as log:
-        if arm.regularizer.lam:
-            arm.regularizer.monitor = tr.RelationMonitor(log.writer(run_name(seed, name)))
-        comparison.train_arms([arm], settings, seed, watcher(settings, seed, test, log, tell))
-    errors = {name: comparison.error_on(arm.learner, test)}
-    if not arm.regularizer.lam:
-        memory = comparison.remembering(arm, settings, seed)
-        errors[MEMORY] = comparison.error_on(memory, test)
-        states["memory"] = memory.state_dict()
-    states |= {"learner": arm.learner.state_dict(), "regularizer": arm.regularizer.state_dict()}
-    file = io.BytesIO()
-    torch.save(states, file)
-    return Made(errors, arm.milliseconds(), file.getvalue())
-
-
-def make_arm(settings: Settings, seed: int, name: str) -> Arm:
-    """A learner as training begins."""
-    return comparison.make_arm(name, settings, seed, lam=settings.lam if name == ARMS[1] else 0.0)
-
-
-def test_tasks(settings: Settings) -> tuple[Sinusoids, tr.TaskBatch]:
-    """Curves that nobody was trained on, and points of them."""
-    generator = torch.Generator().manual_seed(TEST_SEED)
-    curves = Sinusoids.draw(settings.test_tasks, generator)
-    return curves, curves.batch(settings.shots, settings.test_queries, generator)
-
-
-def watcher(settings: Settings, seed: int, test: tr.TaskBatch, log: Log, tell: Tell) -> Watch:
-    """Writes the curves of a learner and tells how far it is."""
-    every = max(1, settings.steps // 20)
-
-    def watch(step: int, arms: Sequence[Arm], outs: Sequence[tr.Output]) -> None:
-        [arm], [out] = arms, outs
-        values = {"loss/task": float(out.task_loss)} if step % 10 == 0 else {}
-        if step % every == 0 or step == settings.steps:
-            values["test/mse"] = comparison.error_on(arm.learner, test)
-        log.scalars(run_name(seed, arm.name), step, values)
-        tell(seed, step, f"{arm.name}, {1000 * arm.seconds[-1]:.1f} ms a step")
-
-    return watch
-
-
 def conclude(settings: Settings, seeds: Sequence[Seed], interrupted: bool, out: Path) -> None:
     """The table, printed, and the same as JSON."""
     errors = {
@@ -215,11 +145,6 @@ def draw(settings: Settings, seed: int, made: Seed, out: Path) -> Figure:
     return relations
 
 
-def run_name(seed: int, name: str) -> str:
-    """The TensorBoard run of an arm, e.g. ``seed0-maml``."""
-    return f"seed{seed}-{'maml' if name == ARMS[0] else 'trlearner'}"
-
-
 def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path, int]:
     """The command line."""
     usual, quick = Settings(), Settings(seeds=2, steps=20, test_tasks=50, remembered=20, samples=20)
@@ -232,19 +157,21 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path, int]:
     parser.add_argument("--lam", type=float, help=f"weight of the term (default: {usual.lam})")
     parser.add_argument("--tasks", type=int, help=f"tasks a batch (default: {usual.tasks})")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: every core")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="default: every core"
+    )
     parser.add_argument("--quick", action="store_true", help="only see that it runs, in seconds")
     options = vars(parser.parse_args(arguments))
     out, workers = options.pop("out"), options.pop("workers")
     base = quick if options.pop("quick") else usual
     settings = replace(base, **{name: v for name, v in options.items() if v is not None})
-    if min(settings.seeds, settings.steps, workers or 1) < 1:
+    if min(settings.seeds, settings.steps, workers) < 1:
         parser.error("--seeds, --steps and --workers must be at least 1.")
     if not 3 <= settings.tasks <= settings.pool:
         parser.error(f"--tasks must lie in 3..{settings.pool}: relations need three tasks.")
     if not 0 < settings.lam < math.inf:
         parser.error("--lam must be above 0: at 0 both arms are MAML.")
-    return settings, out, workers or 1
+    return settings, out, workers
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@ import math
 import re
 import shutil
 import statistics
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -109,9 +111,14 @@ def test_the_last_point_of_the_curve_is_the_result(finished):
 
 
 @pytest.mark.full
-def test_processes_find_the_same(finished, tmp_path, capsys):
-    assert demo.main([*QUICK[:-1], "2", "--out", str(tmp_path)]) == 0
-    assert "seed 2/2  step 20/20  MAML + TRLearner, " in capsys.readouterr().out
+def test_processes_find_the_same(finished, tmp_path):
+    """As a command: its processes must find what they are to do."""
+    command = [sys.executable, "-m", "trlearner.experiments.demo", *QUICK[:-1], "2"]
+    ran = subprocess.run(
+        [*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "seed 2/2  step 20/20  MAML + TRLearner, " in ran.stdout
     for name, arm in results(finished)["arms"].items():
         assert results(tmp_path)["arms"][name]["test_mse"] == arm["test_mse"]
 
@@ -187,7 +194,14 @@ def test_intervals_match_the_tables_of_student():
 
 @pytest.mark.parametrize(
     "wrong",
-    [["--lam", "0"], ["--lam", "nan"], ["--tasks", "2"], ["--tasks", "481"], ["--steps", "0"]],
+    [
+        ["--lam", "0"],
+        ["--workers", "0"],
+        ["--lam", "nan"],
+        ["--tasks", "2"],
+        ["--tasks", "481"],
+        ["--steps", "0"],
+    ],
 )
 def test_senseless_options_are_refused(wrong, capsys):
     with pytest.raises(SystemExit):
