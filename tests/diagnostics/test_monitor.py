@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import trlearner as tr
 from trlearner.diagnostics.monitor import history, monitor
+from trlearner.diagnostics.monitor.heatmap import heatmap
 from trlearner.relations.similarity import head_relations
 
 FAMILIES = {"a": "even", "b": "odd", "c": "even", "d": "odd"}
@@ -484,7 +485,7 @@ def test_event_files_have_it_all(tmp_path: pathlib.Path) -> None:
         picture = Image.open(io.BytesIO(first.encoded_image_string))
         assert first.step == 0
         assert picture.size == (first.width, first.height)
-    expected = monitor.pictures.heatmap(
+    expected = heatmap(
         found[0][0].relations.numpy(), [f"task {i}" for i in "abcd"], "relations M, step 0"
     )
     given = events.Images("trlearner.relations/as_given")[0].encoded_image_string
