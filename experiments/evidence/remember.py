@@ -28,9 +28,6 @@ from trlearner.experiments.recall import Banded, trained, training_tasks
 
 import trlearner as tr
 
-ASSAYS = 13
-"""So many are for validation."""
-
 FRESH_SEED = 4_000_000
 """Of test tasks that nothing else was ever tried on."""
 
@@ -109,17 +106,17 @@ def remember(
         found["left_out"] = memory.left_out
         if kernel is None:
             found["defaults"] = _by_memory(memory, problem, config)
-        memory.tune(_validation(problem) if _has_fingerprints(config) else None)
+        memory.tune(_validation(problem, config) if _has_fingerprints(config) else None)
         found[f"{name}tuned"] = _by_memory(memory, problem, config)
     return found
 
 
-def _validation(problem: Problem) -> tr.TaskBatch:
+def _validation(problem: Problem, config: Config) -> tr.TaskBatch:
     """The validation assays, each with several draws of its shots."""
     generator = torch.Generator().manual_seed(VALIDATION_SEED)
     tasks = []
     for _ in range(VALIDATED):
-        batch = problem.source.sample("validation", ASSAYS, generator)
+        batch = problem.source.sample("validation", config.validation_tasks, generator)
         tasks += [(batch.support.real(i), batch.query.real(i)) for i in range(len(batch))]
     return tr.TaskBatch.from_tasks(tasks)
 

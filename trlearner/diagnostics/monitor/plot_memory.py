@@ -9,8 +9,8 @@ from torch import Tensor
 
 from trlearner.base.checks import check_instance, check_whole, shown
 from trlearner.engines.collected_models import Predict
-from trlearner.learners.protocol import Learner
 from trlearner.memory.recall import Recalled
+from trlearner.memory.remembered import own_predictions
 from trlearner.memory.task_memory import TaskMemory
 from trlearner.tasks.samples import Samples, samples_of
 
@@ -29,6 +29,7 @@ OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Told apart by the colour-blind, too."""
 
 
+@torch.no_grad()
 def plot_memory(
     memory: TaskMemory,
     support: Samples | tuple[Tensor, Tensor],
@@ -79,7 +80,7 @@ def plot_memory(
     _check_one_curve("support", shots)
     labelled, x = _points(query, shots)
     answer = memory.adapt(shots, own=None if own is None else [own])
-    alone = own if memory.learner is None else _own_model(memory.learner, memory, shots)
+    points = Samples.unchecked(x, x, None, None)
     figure = _figure()
     panel = figure.subplots()
     panel.plot(
@@ -88,11 +89,13 @@ def plot_memory(
     if labelled is not None:
         at, y = _flat(*labelled.real(0))
         panel.plot(at, y, ".", color="black", ms=3, zorder=0, label="queries")
-    if alone is not None:
-        panel.plot(*_flat(x, alone(x[0])), color=OWN, lw=2.5, label="own model")
+    if answer.own is not None:
+        panel.plot(
+            *_flat(x, own_predictions(answer.own, points)), color=OWN, lw=2.5, label="own model"
+        )
     _draw_answer(panel, memory, answer, x)
     frame = _limits(panel, shots if labelled is None else labelled)
-    _draw_models(panel, answer, x, models)
+    _draw_models(panel, answer, points, models)
     panel.set(xlabel="x", ylabel="y", title=title, ylim=frame)
     panel.grid(alpha=0.25)
     figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper")
@@ -142,11 +145,6 @@ def _points(query: Any, shots: Samples) -> tuple[Samples | None, Tensor]:
     return labelled, x.reshape(1, POINTS, *shape)
 
 
-def _own_model(learner: Learner, memory: TaskMemory, shots: Samples) -> Predict:
-    adapted = learner.adapt(shots, memory.loss_fn)
-    return lambda x: adapted(x[None])[0]
-
-
 def _draw_answer(panel: Any, memory: TaskMemory, answer: Recalled, x: Tensor) -> None:
     """The memory's answer and its band."""
     banded = memory.rule == "gaussian" and memory.mixture != "logits" and answer.share > 0
@@ -161,21 +159,19 @@ def _draw_answer(panel: Any, memory: TaskMemory, answer: Recalled, x: Tensor) ->
         panel.fill_between(at, low, high, color=RECALLED, alpha=0.2, lw=0, label="95 % band")
 
 
-def _draw_models(panel: Any, answer: Recalled, x: Tensor, count: int) -> None:
+def _draw_models(panel: Any, answer: Recalled, points: Samples, count: int) -> None:
     """What the remembered models with the largest coefficients say."""
     if not answer.models.shape[1]:
         return
     weights = answer.weights.flatten(1)[0]
     largest = weights.abs().argsort(descending=True)[:count]
     chosen = answer.models[:, largest]
-    samples = Samples.unchecked(x, x, None, None)
-    with torch.no_grad():
-        said = answer.remembered.say_chosen(answer.own, samples, chosen, answer.chunk_size)[0]
+    said = answer.remembered.say_chosen(answer.own, points, chosen, answer.chunk_size)[0]
     named = zip(said, chosen[0].tolist(), weights[largest].tolist(), strict=True)
     for i, (curve, model, weight) in enumerate(named):
         colour = OTHERS[i % len(OTHERS)]
         label = f"model {model}: {weight:+.2f}"
-        panel.plot(*_flat(x, curve), color=colour, lw=1, ls="--", label=label)
+        panel.plot(*_flat(points.x, curve), color=colour, lw=1, ls="--", label=label)
 
 
 def _limits(panel: Any, known: Samples) -> tuple[float, float]:
