@@ -103,6 +103,12 @@ def _ranks(size: int) -> Iterator[Ranks]:
 
 
 @pytest.fixture(autouse=True)
+def _seeded():
+    """Draw alike however the tests are ordered or chosen: many take their weights from the global generator."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _unchecked(request):
     """Switch the shape checks off for tests marked `unchecked`."""
     before = jaxtyping.config.jaxtyping_disable

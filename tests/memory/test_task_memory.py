@@ -274,13 +274,13 @@ def test_classes_that_tasks_share_are_known_from_others() -> None:
     made = tr.MAML(nn.Linear(2, 3), lr=0.3, steps=20, engine="batched")
     memory, new = tr.TaskMemory(made, nn.functional.cross_entropy), tasks(300)
     memory.remember(tasks(60))
-    assert memory.tune(tasks(100)).share > 0
+    assert memory.tune(tasks(400)).share > 0
 
     def right(adapts: tr.MAML | tr.TaskMemory) -> float:
         answers = adapts.adapt(new.support, nn.functional.cross_entropy)(new.query)
         return float((answers.argmax(-1) == new.query.y).float().mean())
 
-    assert right(memory) > right(made) + 0.02
+    assert right(memory) > right(made) + 0.01
 
 
 def test_what_is_saved_answers_alike() -> None:
