@@ -6,7 +6,7 @@ The model of one meta-step on W ranks with T tasks, of which the fullest rank ha
 
     seconds = [ a * P * t + c * P * t * T * q + o ] * max(1, W / cores) + n * W' * latency + bytes / bandwidth
 
-P is the number of parameters in thousands, q the share of the queries, bytes what `traffic` counts, W' =
+P is the number of parameters in thousands, q the share of the queries, bytes what `Traffic` counts, W' =
 W - 1 and n the number of collectives. a, c, o, latency and 1 / bandwidth are fitted, none below zero.
 
 ``--say loopback.json`` prints what the model says of other numbers of devices. It measures nothing.
@@ -22,6 +22,7 @@ import platform
 import socket
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from trlearner.experiments.checkpoint import write_json
 
 import trlearner as tr
-from trlearner.distributed import broadcast, own_tasks, sync_gradients, traffic
+from trlearner.distributed import broadcast, own_tasks, sync_gradients
 
 SIZES = [
     {"tasks": tasks, "hidden": hidden, "queries": queries}
@@ -42,7 +44,45 @@ SIZES = [
     for hidden, queries in ((40, 1.0), (40, 0.3), (160, 0.3), (400, 0.3))
 ]
 DIM = 32  # of an embedding
+HEADERS = 96
+"""Bytes of whole numbers and losses that each rank gives to each other one at a step."""
 TERMS = ("adapt", "cross", "latency", "per byte", "overhead")
+
+
+class Traffic(TorchDispatchMode):
+    """Collectives that are run while it is open, and the bytes of payload that this rank sends by them.
+
+    What one rank needs of another is counted once, as if it went straight there: a gathered row once
+    for each other rank, a sum of n bytes over W ranks as 2 (W - 1) / W n. Headers of packets, and what
+    a backend's algorithm sends more than once, are not in it. DDP's own collectives are not seen.
+
+    Attributes:
+        calls: How many there were of each kind.
+        sent: Bytes of each kind.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        namespace, name = func.name().split("::")
+        if namespace == "_c10d_functional" and name != "wait_tensor":
+            others, rows = dist.get_world_size() - 1, args[0]
+            size = rows.numel() * rows.element_size()
+            if name == "all_gather_into_tensor":
+                size *= others
+            elif name == "all_reduce":
+                size = 2 * others * size // (others + 1)
+            else:
+                to = args[2]  # how many rows go to each rank
+                size = size // max(1, sum(to)) * (sum(to) - to[dist.get_rank()])
+            self.calls[name] += 1
+            self.sent[name] += size
+        return func(*args, **(kwargs or {}))
 
 
 def network(hidden: int) -> nn.Module:
@@ -70,19 +110,24 @@ def one(size: dict[str, Any], repeats: int) -> dict[str, Any]:
     y = torch.sin(x + torch.rand(size["tasks"], 1, 1))
     share = own_tasks(tr.TaskBatch(support=(x[:, :5], y[:, :5]), query=(x[:, 5:], y[:, 5:])))
     step, seconds = tr.MetaStep(learner, reg), []
-    for number in range(repeats + 2):
+
+    def once() -> None:
         learner.zero_grad()
         reg.zero_grad()
-        dist.barrier()
-        traffic()
-        started = time.perf_counter()
         step(share).loss.backward()
         sync_gradients(learner, reg)
-        if number >= 2:
-            seconds.append(time.perf_counter() - started)
-    seen = traffic()
+
+    once()
+    with Traffic() as traffic:
+        once()
+    for _ in range(repeats):
+        dist.barrier()
+        started = time.perf_counter()
+        once()
+        seconds.append(time.perf_counter() - started)
     told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, (statistics.median(seconds), min(seconds), seen.sent, seen.calls))
+    counted = traffic.sent.total(), traffic.calls.total()
+    dist.all_gather_object(told, (statistics.median(seconds), min(seconds), *counted))
     return {
         **size,
         "ranks": dist.get_world_size(),
@@ -142,7 +187,7 @@ def step_bytes(
     embedding: int,
     queries: int,
     mixture: int,
-    headers: int = 680,
+    headers: int = HEADERS,
 ) -> int:
     """What the fullest rank sends in one step of MAML.
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from trlearner.experiments.scaling import made, meeting
+from trlearner.experiments.scaling import Traffic, made, meeting
 
 import trlearner as tr
-from trlearner.distributed import broadcast, own_tasks, sync_gradients, traffic
+from trlearner.distributed import broadcast, own_tasks, sync_gradients
 
 SIZES = ((40, 10), (400, 10), (1000, 2000))  # hidden units, queries a task
 TASKS, STEPS = 4, 20
@@ -35,23 +35,30 @@ def one(hidden: int, queries: int) -> tuple[int, int]:
     broadcast(learner, reg)
     x = torch.rand(TASKS, 5 + queries, 1)
     share = own_tasks(tr.TaskBatch(support=(x[:, :5], x[:, :5]), query=(x[:, 5:], x[:, 5:])))
-    step, before = tr.MetaStep(learner, reg), 0
-    for number in range(STEPS + 2):
-        if number == 2:
-            dist.barrier()
-            time.sleep(0.5)  # what is on its way arrives
-            traffic()
-            before = seen_by_kernel()
-        step(share).loss.backward()
-        sync_gradients(learner, reg)
+    step = tr.MetaStep(learner, reg)
+
+    def steps(number: int) -> None:
+        for _ in range(number):
+            step(share).loss.backward()
+            sync_gradients(learner, reg)
+
+    steps(1)
+    with Traffic() as traffic:
+        steps(1)
+    before = seen_when_quiet()
+    steps(STEPS)
+    after = seen_when_quiet()
+    dist.barrier()
     counted: list[Any] = [None] * dist.get_world_size()
-    sent = traffic().sent
+    dist.all_gather_object(counted, traffic.sent.total())
+    return sum(counted), (after - before) // STEPS
+
+
+def seen_when_quiet() -> int:
+    """What the kernel saw, once everything that was on its way has arrived."""
     dist.barrier()
     time.sleep(0.5)
-    after = seen_by_kernel()
-    dist.barrier()
-    dist.all_gather_object(counted, sent)
-    return sum(counted) // STEPS, (after - before) // STEPS
+    return seen_by_kernel()
 
 
 def work(rank: int, address: str) -> None:

@@ -6,7 +6,7 @@ from trlearner.diagnostics.doctor.examine import doctor
 from trlearner.diagnostics.monitor.monitor import RelationMonitor
 from trlearner.diagnostics.monitor.plot import plot_relations
 from trlearner.diagnostics.monitor.plot_memory import plot_memory
-from trlearner.distributed.step import MetaStep
+from trlearner.distributed.meta_step import MetaStep
 from trlearner.encoders.function import FunctionEncoder
 from trlearner.encoders.input import InputEncoder
 from trlearner.encoders.labelled import LabelledEncoder

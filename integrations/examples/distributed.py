@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trlearner.integrations.examples.sinusoids import meta_batch, network, stacked
 
 import trlearner as tr
-from trlearner.distributed import guarded, own_tasks, traffic
+from trlearner.distributed import guarded, own_tasks
 
 
 def tasks(step: int) -> tr.TaskBatch:
@@ -56,12 +56,9 @@ def train(steps: int, path: Path) -> None:
         out.loss.backward()
         torch.nn.utils.clip_grad_norm_([*learner.parameters(), *reg.parameters()], 1.0)
         optimizer.step()
-        seen = traffic()
         if first and (number % 50 == 0 or number in (1, steps)):
             print(f"step {number}: loss {out.loss.item():.6f}", flush=True)
             save(path, number, learner=learner, reg=reg, optimizer=optimizer)
-        if first and several and number == start + 1:
-            print(f"bytes of one step, on rank 0:\n{seen}", flush=True)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from ranks import Case, Failed, Ranks
 from torch.nn.parallel import DistributedDataParallel
 
 import trlearner as tr
-from trlearner.distributed import sync_gradients
+from trlearner.distributed import own_tasks, sync_gradients
 
 
 def other_options(rank: int, size: int) -> None:
@@ -38,15 +38,30 @@ def other_shapes(rank: int, size: int) -> None:
     step(batch)
 
 
-def other_start(rank: int, size: int) -> None:
-    step, batch = made()
+def other_weights(step: tr.MetaStep, rank: int) -> None:
     with torch.no_grad():
         step.learner.model.body.weight += rank
+
+
+def other_start(rank: int, size: int) -> None:
+    step, batch = made()
+    other_weights(step, rank)
+    step(batch)
+
+
+def other_later(rank: int, size: int) -> None:
+    """Compared at the first step, and then when it is asked for."""
+    step, batch = made()
+    step(batch)
+    other_weights(step, rank)
+    step(batch)
+    step.check = True
     step(batch)
 
 
 def around_ddp(rank: int, size: int) -> None:
     step, batch = made()
+    step.check = True
     ddp = DistributedDataParallel(step)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
     if rank:
@@ -70,6 +85,10 @@ def lazy(rank: int, size: int) -> None:
 def nothing(rank: int, size: int) -> None:
     step, _ = made()
     step(None)
+
+
+def fewer_tasks_than_ranks(rank: int, size: int) -> None:
+    own_tasks(contracts.regression_batch(tasks=1))
 
 
 def twice_summed(rank: int, size: int) -> None:
@@ -115,10 +134,18 @@ ERRORS = {
         r"predictions must be alike.*\[3\] of torch.float64 on rank 0, \[2, 3\] of",
     ),
     other_start: ("ValueError", r"1 of 5 differ, first 'model.body.weight'. At the start: wrap"),
+    other_later: ("ValueError", r"1 of 5 differ, first 'model.body.weight'.* Later on, gradients"),
     around_ddp: ("ValueError", r"gradients were not summed: call ddp\(batch\), never ddp.module"),
     compiled: ("ValueError", r"engine='compiled' makes one graph.* Use engine='batched', 'loop'"),
     lazy: ("ValueError", r"no shape yet.* Give the widths"),
-    nothing: ("ValueError", r"batch is None on all ranks: at least one"),
+    nothing: (
+        "ValueError",
+        r"every rank must have at least one task, got batch=None. Use meta-bat",
+    ),
+    fewer_tasks_than_ranks: (
+        "ValueError",
+        r"one task for each rank, got 1 for 2 ranks. Use meta-batches of at least 2 tasks, or start 1",
+    ),
     twice_summed: (
         "ValueError",
         r"already brought these gradients together.* Leave sync_gradients",
@@ -197,7 +224,7 @@ def test_an_error_of_one_rank_reaches_the_others_at_once(two: Ranks) -> None:
 def test_its_parts_are_checked() -> None:
     step, _ = made()
     with pytest.raises(
-        TypeError, match=r"regularizer must be a TRLearner, got MAML.*learner first"
+        TypeError, match=r"(?s)regularizer must be a TRLearner, got MAML.*learner first"
     ):
         tr.MetaStep(step.regularizer, step.learner)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"learner must be a trlearner Learner.*got Linear"):

@@ -43,7 +43,6 @@ def test_the_example_under_torchrun_equals_one_process(
     losses = [[float(x) for x in re.findall(r"loss (\S+)", text)] for text in said]
     assert len(losses[0]) == len(losses[1]) >= 2
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-3, atol=0)
-    assert "mixtures" in said[1] and "mixtures" not in said[0]
 
 
 @pytest.mark.full
@@ -68,7 +67,6 @@ def test_the_documentation_runs_under_torchrun(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 0 or aborted, done.stderr
     assert done.stdout.count("to the end") == 2, done.stderr
     assert done.stdout.count("torch.Size([5, 5])") == 3, done.stdout
-    assert done.stdout.count("gradients (by DDP)") == 3
 
 
 @pytest.mark.slow

@@ -7,11 +7,12 @@ import pathlib
 
 import pytest
 import torch
+from rank_problem import Problem
 from ranks import Ranks
 from trlearner.experiments import scaling
 
 import trlearner as tr
-from trlearner.distributed import own_tasks, sync_gradients, traffic
+from trlearner.distributed import own_tasks, sync_gradients
 
 pytest.importorskip("scipy")
 CORES = 2
@@ -66,18 +67,46 @@ def sent(rank: int, size: int) -> tuple[int, int]:
     x = torch.rand(6, 15, 1)
     batch = tr.TaskBatch(support=(x[:, :5], x[:, :5]), query=(x[:, 5:], x[:, 5:]))
     step = tr.MetaStep(learner, reg)
-    traffic()
-    step(own_tasks(batch)).loss.backward()
-    sync_gradients(learner, reg)
+    with scaling.Traffic() as traffic:
+        step(own_tasks(batch)).loss.backward()
+        sync_gradients(learner, reg)
     parameters = 4 * scaling.numbers_of(learner, reg)
-    headers = 680 + len(list(step.parameters()))
+    headers = scaling.HEADERS + len(list(step.parameters()))
     formula = scaling.step_bytes(size, 6, parameters, 4 * scaling.DIM, 4 * 3, 4 * 3, headers)
-    return traffic().sent, formula
+    return traffic.sent.total(), formula
 
 
 def test_the_formula_of_bytes_is_what_is_counted(two: Ranks) -> None:
     for counted, formula in two(sent):
         assert counted == formula
+
+
+def counted(rank: int, size: int) -> tuple[dict[str, int], dict[str, int], int]:
+    """Of a step of MAML with tasks ``[3, 2]``."""
+    problem = Problem([3, 2])
+    learner, reg = problem.made()
+    step = tr.MetaStep(learner, reg)
+    share = problem.batch([slice(0, 3), slice(3, 5)][rank])
+    with scaling.Traffic() as traffic:
+        step(share).loss.backward()
+        sync_gradients(learner, reg)
+    return traffic.calls, traffic.sent, sum(p.numel() for p in step.parameters())
+
+
+def test_bytes_on_the_wire_are_those_counted_by_hand(two: Ranks) -> None:
+    """Tasks [3, 2], 6 queries of 2 inputs and 3 outputs, embeddings of 5, all float64."""
+    tasks = [3, 2]
+    for rank, (calls, sent, numbers) in enumerate(two(counted)):
+        mine, theirs = tasks[rank], tasks[1 - rank]
+        assert calls == {"all_gather_into_tensor": 5, "all_to_all_single": 3, "all_reduce": 1}
+        # The rank with fewer tasks is filled up: 3 rows go either way.
+        rows = 3 * 8 * (5 + 6 * 2)
+        # Nine whole numbers about the rank, three losses, a byte for every parameter.
+        assert sent["all_gather_into_tensor"] == rows + 8 * 9 + 8 * 3 + 5
+        # A mixture of each of the other's tasks goes there, a gradient of each that came goes back. Of a
+        # task's row only the embedding is wanted a gradient of: inputs are no parameters.
+        assert sent["all_to_all_single"] == (theirs + mine) * 8 * 6 * 3 + theirs * 8 * 5
+        assert sent["all_reduce"] == 8 * numbers
 
 
 def test_what_was_not_measured_is_said_to_be_a_models_statement(

@@ -1,50 +1,108 @@
-"""What ranks must agree on before they compute together, and what they tell each other of it."""
+"""What ranks must agree on before they compute together."""
 
 from __future__ import annotations
 
 import enum
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from trlearner.distributed.collective import Ranks, gather_rows
-from trlearner.distributed.failure import LostRank, explained
+from trlearner.distributed.collectives import gather_rows, tell
+from trlearner.distributed.lost_rank import LostRank
+from trlearner.distributed.ranks import Ranks
 
 PLAIN = (bool, int, float, str, type(None), enum.Enum)
+SKIPPED = ("lam", "temperature", "monitor")
+"""Of the regularizer: compared at every step by themselves, or free to differ."""
+REGULARIZER = "regularizer."
+
+T = TypeVar("T")
 
 
-class Header(NamedTuple):
-    """What a rank tells the others before a step; whole numbers all."""
+def every_rank(
+    ranks: Ranks, width: int, compute: Callable[[], tuple[T, Sequence[int]]]
+) -> tuple[T, list[list[int]]]:
+    """What this rank computes by itself, and every rank's whole numbers; an error of one is one of all.
 
-    failed: int = 0
-    tasks: int = 0
-    queries: int = 0  # of each task, padding included
-    masked: int = 0
-    options: int = 0  # the rest are fingerprints
-    parameters: int = 0
-    generator: int = 0
+    Args:
+        ranks: Who takes part.
+        width: How many numbers there are.
+        compute: Returns a value, and numbers that other ranks must know.
+
+    Raises:
+        LostRank: Another rank has failed.
+        Exception: Of `compute`.
+    """
+    numbers, error = [1, *[0] * width], None
+    try:
+        value, own = compute()
+        numbers = [0, *own]
+    except Exception as raised:  # told to the others, so that they do not wait
+        error = raised
+    row = torch.tensor([numbers], dtype=torch.int64, device=ranks.device)
+    rows = gather_rows(ranks, row, "headers").tolist()
+    if error is not None:
+        raise error
+    if failed := ", ".join(str(rank) for rank, row in enumerate(rows) if row[0]):
+        raise LostRank(
+            f"rank {ranks.rank} of {ranks.size}: rank {failed} raised an error in this step, so no rank can "
+            "finish it. See that rank's own error, and start all ranks again from the last checkpoint."
+        )
+    return value, [row[1:] for row in rows]
 
 
-def exchange_headers(ranks: Ranks, header: Header) -> list[Header]:
-    """Every rank's header."""
-    rows = torch.tensor([header], dtype=torch.int64, device=ranks.device)
-    found = gather_rows(ranks, rows, [1] * ranks.size, "headers").tolist()
-    return [Header(*row) for row in found]
+def fingerprint(value: Any) -> int:
+    """A number that is the same for equal texts in all processes."""
+    return zlib.crc32(value if isinstance(value, bytes) else repr(value).encode())
 
 
-def tell(ranks: Ranks, value: Any) -> list[Any]:
-    """Every rank's value, of any kind; for what happens rarely."""
-    found: list[Any] = [None] * ranks.size
-    with explained("telling each other"):
-        dist.all_gather_object(found, value, group=ranks.group)
-    return found
+SETTINGS = (
+    "learner and regularizer must be set alike on all ranks, but these differ:\n{lines}\nBuild both from the "
+    "same configuration on every rank, and let every rank take the same steps; only the tasks may differ."
+)
+PARAMETERS = (
+    "parameters must be the same on all ranks, but {count} differ, first {name!r}. At the start: wrap "
+    "MetaStep in DistributedDataParallel, or call trlearner.distributed.broadcast(learner, reg). Later on, "
+    "gradients were not summed: call ddp(batch), never ddp.module(batch); without DDP, call "
+    "trlearner.distributed.sync_gradients(learner, reg) before every optimizer.step()."
+)
+TENSORS = (
+    "{name} must be alike on all ranks, got {values}. Samples of all ranks' tasks need one shape and type; "
+    "only the numbers of tasks, support samples and queries may differ."
+)
 
 
-def options_of(learner: nn.Module, regularizer: nn.Module, steps: int) -> dict[str, str]:
+def check_same(ranks: Ranks, prints: Sequence[int], own: Mapping[str, str], error: str) -> None:
+    """Refuse to go on with ranks that would compute different things.
+
+    Args:
+        ranks: Who compares.
+        prints: Every rank's fingerprint of what it has.
+        own: What this rank has, in words by name.
+        error: One of the texts above.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    if len(set(prints)) == 1:
+        return
+    told: list[dict[str, str]] = tell(ranks, dict(own))
+    said = {n: [one.get(n, "none") for one in told] for one in told for n in one}
+    apart = {
+        n: ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(values))
+        for n, values in said.items()
+        if len(set(values)) > 1
+    }
+    name, values = next(iter(apart.items()))
+    lines = "\n".join(f"  {n}: {v}" for n, v in apart.items())
+    count = f"{len(apart)} of {len(own)}"
+    raise ValueError(error.format(name=name, values=values, lines=lines, count=count))
+
+
+def settings_of(learner: nn.Module, regularizer: nn.Module, steps: int) -> dict[str, str]:
     """What must be alike on all ranks, in words: a little at every step, all of it at the first.
 
     Args:
@@ -52,19 +110,24 @@ def options_of(learner: nn.Module, regularizer: nn.Module, steps: int) -> dict[s
         regularizer: A `TRLearner`.
         steps: How many meta-steps were taken before.
     """
-    options = vars(regularizer.options)
-    annealed = {name: getattr(regularizer, name) for name in ("lam", "temperature")}
-    found = {name: _in_words(value) for name, value in {**annealed, **options}.items()}
-    found["training"] = f"learner {learner.training}, regularizer {regularizer.training}"
-    found["gradients"] = "enabled" if torch.is_grad_enabled() else "disabled"
-    found["meta-steps so far"] = str(steps)
-    if steps == 0:
-        for name, module in (("learner", learner), ("regularizer", regularizer)):
-            found |= _settings(name, module)
-    return found
-
-
-REGULARIZER = "regularizer."
+    values = {name: getattr(regularizer, name) for name in ("lam", "temperature")}
+    values |= {**vars(regularizer.options), "gradients enabled": torch.is_grad_enabled()}
+    values |= {"meta-steps so far": steps}
+    parts = {"learner": learner, "regularizer": regularizer}
+    values |= {f"{name}.training": part.training for name, part in parts.items()}
+    if steps:
+        return {name: _in_words(value) for name, value in values.items()}
+    shapes = {}
+    for name, module in parts.items():
+        for path, part in module.named_modules(prefix=name):
+            values[path] = type(part)
+            plain = {n: v for n, v in vars(part).items() if isinstance(v, PLAIN) or callable(v)}
+            values |= {
+                f"{path}.{n}": v for n, v in plain.items() if n[0] != "_" and n not in SKIPPED
+            }
+        for path, p in module.named_parameters(prefix=name):
+            shapes[path] = f"{list(p.shape)} of {p.dtype}"
+    return {name: _in_words(value) for name, value in values.items()} | shapes
 
 
 def parameters_of(learner: nn.Module, regularizer: nn.Module) -> dict[str, Tensor]:
@@ -73,75 +136,10 @@ def parameters_of(learner: nn.Module, regularizer: nn.Module) -> dict[str, Tenso
     return found | {REGULARIZER + n: p for n, p in regularizer.named_parameters()}
 
 
-def fingerprint(value: Any) -> int:
-    """A number that is the same for equal texts in all processes."""
-    return zlib.crc32(value if isinstance(value, bytes) else repr(value).encode())
-
-
-def fingerprints(named: Mapping[str, Tensor]) -> dict[str, int]:
-    """The sum of each tensor's bits, whatever the order of summation."""
-    if not named:
-        return {}
-    sums = [_bits(t.detach()).sum(dtype=torch.int64) for t in named.values()]
-    device = sums[0].device
-    return dict(zip(named, torch.stack([s.to(device) for s in sums]).tolist(), strict=True))
-
-
-def check_same(
-    ranks: Ranks, headers: Sequence[Header], options: Mapping[str, str], bits: Mapping[str, int]
-) -> None:
-    """Refuse to go on with ranks that would compute different things.
-
-    Raises:
-        LostRank: Another rank has failed.
-        ValueError: Naming what differs.
-    """
-    check_none_failed(ranks, [h.failed for h in headers])
-    if len({h.options for h in headers}) > 1:
-        told = tell(ranks, dict(options))
-        names = dict.fromkeys(name for one in told for name in one)
-        differing = {n: [one.get(n, "none") for one in told] for n in names}
-        differing = {n: values for n, values in differing.items() if len(set(values)) > 1}
-        lines = [f"  {n}: {_by_rank(values)}" for n, values in differing.items()]
-        raise ValueError(
-            "learner and regularizer must be set alike on all ranks, but these differ:\n"
-            + "\n".join(lines)
-            + "\nBuild both from the same configuration on every rank, and let every rank take the same "
-            "steps; only the tasks may differ."
-        )
-    if len({h.parameters for h in headers}) > 1:
-        seen = tell(ranks, dict(bits))
-        apart = [n for n in seen[0] if len({one.get(n) for one in seen}) > 1]
-        raise ValueError(
-            f"parameters must be the same on all ranks, but {len(apart)} of {len(seen[0])} differ, first "
-            f"{apart[0]!r}. At the start: wrap MetaStep in DistributedDataParallel, or call "
-            "trlearner.distributed.broadcast(learner, reg). Later on, gradients were not summed: call "
-            "ddp(batch), never ddp.module(batch); without DDP, call "
-            "trlearner.distributed.sync_gradients(learner, reg) before every optimizer.step()."
-        )
-    if not any(h.tasks for h in headers):
-        raise ValueError(
-            "batch is None on all ranks: at least one rank must bring tasks. Pass None only on ranks "
-            "that have none of a meta-batch's tasks."
-        )
-
-
-def check_none_failed(ranks: Ranks, failed: Sequence[int]) -> None:
-    """Refuse to go on without a rank that has failed.
-
-    Raises:
-        LostRank: Naming it.
-    """
-    if any(failed):
-        who = ", ".join(str(r) for r, one in enumerate(failed) if one)
-        raise LostRank(
-            f"rank {ranks.rank} of {ranks.size}: rank {who} raised an error in this step, so no rank can "
-            "finish it. See that rank's own error, and start all ranks again from the last checkpoint."
-        )
-
-
-def _by_rank(values: Sequence[str]) -> str:
-    return ", ".join(f"{value} on rank {r}" for r, value in enumerate(values))
+def digests_of(parameters: Mapping[str, Tensor]) -> dict[str, str]:
+    """A number for each parameter, which is another as soon as one of its bits is."""
+    flat = {n: p.detach().cpu().reshape(-1).view(torch.uint8) for n, p in parameters.items()}
+    return {name: str(fingerprint(bits.numpy().tobytes())) for name, bits in flat.items()}
 
 
 def _in_words(value: Any) -> str:
@@ -149,23 +147,3 @@ def _in_words(value: Any) -> str:
     if callable(value):
         return str(getattr(value, "__qualname__", type(value).__name__))
     return repr(value)
-
-
-def _settings(name: str, module: nn.Module) -> dict[str, str]:
-    found = {name: type(module).__name__}
-    for path, one in module.named_modules(prefix=name):
-        for key, value in one.__dict__.items():
-            if key[0] == "_" or key in ("training", "monitor", "options", "lam", "temperature"):
-                continue
-            if isinstance(value, PLAIN) or (callable(value) and not isinstance(value, nn.Module)):
-                found[f"{path}.{key}"] = _in_words(value)
-        for key, p in one.named_parameters(recurse=False):
-            found[f"{path}.{key}"] = f"{list(p.shape)} of {p.dtype}"
-    return found
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    whole = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
-    if tensor.dtype.itemsize not in whole:
-        return torch.view_as_real(tensor).contiguous().view(torch.int64)
-    return tensor.contiguous().view(whole[tensor.dtype.itemsize])

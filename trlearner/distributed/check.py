@@ -12,44 +12,29 @@ from trlearner.distributed.agreement import parameters_of
 from trlearner.engines.choose import ENGINES
 from trlearner.learners.protocol import Learner
 from trlearner.regularizer.regularizer import TRLearner
-from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.batch import check_batch
 
 
-def check_parts(learner: Any, regularizer: Any) -> None:
-    """Refuse what is no learner or no regularizer.
-
-    Raises:
-        TypeError: Naming it.
-    """
-    if not isinstance(regularizer, TRLearner):
-        raise TypeError(
-            f"regularizer must be a TRLearner, got {type(regularizer).__name__}. MetaStep takes the "
-            "learner first: tr.MetaStep(learner, reg)."
-        )
-    if not isinstance(learner, Learner):
-        raise TypeError(
-            f"learner must be a trlearner Learner such as tr.MAML(model), got "
-            f"{type(learner).__name__}. MetaStep takes the learner first: tr.MetaStep(learner, reg)."
-        )
-
-
-def check_call(learner: Learner, regularizer: TRLearner, batch: TaskBatch | None) -> None:
+def check_call(learner: Learner, regularizer: TRLearner, batch: Any) -> None:
     """Refuse options, a batch or an engine that this rank can refuse by itself.
 
     Raises:
-        TypeError: Naming what is of a wrong kind.
+        TypeError: The batch is none.
         ValueError: Naming what does not fit.
     """
-    check_lazy(learner, regularizer)
-    check_sampler(regularizer)
+    check_options(learner, regularizer)
     engine = ENGINES.get(learner.engine)
     if engine is not None and engine.graphs:
         raise ValueError(
             f"engine={learner.engine!r} makes one graph of a whole meta-step, which cannot wait for "
             "other ranks. Use engine='batched', 'loop' or 'auto' with several processes."
         )
-    if batch is not None:
-        regularizer.check_call(learner, batch, tasks=3)  # how many there are is not known yet
+    if batch is None:
+        raise ValueError(
+            "every rank must have at least one task, got batch=None. Use meta-batches of at least as many "
+            "tasks as there are ranks, or start fewer processes."
+        )
+    check_batch(batch)
     if regularizer.monitor is not None:
         regularizer._warn(
             "reg.monitor is not shown the steps of several processes. On one rank, give "
@@ -57,8 +42,8 @@ def check_call(learner: Learner, regularizer: TRLearner, batch: TaskBatch | None
         )
 
 
-def check_lazy(learner: Learner, regularizer: TRLearner) -> None:
-    """Refuse parameters without a shape: each rank would draw its own, and one without tasks none.
+def check_options(learner: Learner, regularizer: TRLearner) -> None:
+    """Refuse parameters without a shape, which each rank would draw anew, and a sampler of one rank's tasks.
 
     Raises:
         ValueError: Naming them.
@@ -70,14 +55,6 @@ def check_lazy(learner: Learner, regularizer: TRLearner) -> None:
             "Give the widths, e.g. tr.LabelledEncoder(extractor, dim=64, features=40, targets=1) (for "
             "class labels targets=1 will do), or call reg(learner, batch) once before."
         )
-
-
-def check_sampler(regularizer: TRLearner) -> None:
-    """Refuse a sampler that would see, and weigh, one rank's tasks only.
-
-    Raises:
-        ValueError: Saying where it belongs.
-    """
     if regularizer.sampler is not None:
         raise ValueError(
             "sampler must be None with several processes, got "

@@ -6,13 +6,14 @@ import weakref
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from trlearner.distributed.collective import Ranks, gather_rows, sum_over_ranks
-from trlearner.distributed.failure import explained
+from trlearner.distributed.collectives import collective, gather_rows
+from trlearner.distributed.lost_rank import explained
+from trlearner.distributed.ranks import Ranks
 
-reduced_by: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-"""Who brings the gradients of a learner's last step together: ``"ddp"`` or nobody yet, ``"you"``."""
+summed_by_ddp: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Learners whose last step was taken inside of DDP, which sums their gradients."""
 
 
 def sync_gradients(*modules: nn.Module, group: dist.ProcessGroup | None = None) -> None:
@@ -29,8 +30,8 @@ def sync_gradients(*modules: nn.Module, group: dist.ProcessGroup | None = None) 
         ValueError: There is no process group, or DDP has summed these gradients already.
         LostRank: Another rank is gone.
     """
-    ranks = _ranks(group)
-    if any(reduced_by.get(part) == "ddp" for module in modules for part in module.modules()):
+    ranks = Ranks.of(group)
+    if any(part in summed_by_ddp for module in modules for part in module.modules()):
         raise ValueError(
             "DistributedDataParallel has already brought these gradients together in backward(); "
             "summing them again would multiply them by the number of ranks. Leave sync_gradients out, or "
@@ -40,15 +41,18 @@ def sync_gradients(*modules: nn.Module, group: dist.ProcessGroup | None = None) 
     if not parameters:
         return
     has = torch.tensor([[p.grad is not None for p in parameters]], device=ranks.device)
-    anywhere = gather_rows(ranks, has.byte(), [1] * ranks.size, "headers").amax(0).tolist()
+    anywhere = gather_rows(ranks, has.byte(), "headers").amax(0).tolist()
     used = [p for p, any_rank in zip(parameters, anywhere, strict=True) if any_rank]
     for kind in dict.fromkeys((p.dtype, p.device) for p in used):
         alike = [p for p in used if (p.dtype, p.device) == kind]
         rows = [torch.zeros_like(p) if p.grad is None else p.grad for p in alike]
         flat = torch.cat([g.detach().flatten() for g in rows])
-        flat = sum_over_ranks(ranks, flat, "gradients")
+        flat = collective(ranks, "all_reduce", "summing gradients", flat, "sum")
         for p, part in zip(alike, flat.split([p.numel() for p in alike]), strict=True):
-            _set_gradient(p, part.view_as(p))
+            if p.grad is None:
+                p.grad = part.view_as(p).clone()
+            else:
+                p.grad.copy_(part.view_as(p))
 
 
 def broadcast(*modules: nn.Module, source: int = 0, group: dist.ProcessGroup | None = None) -> None:
@@ -63,24 +67,8 @@ def broadcast(*modules: nn.Module, source: int = 0, group: dist.ProcessGroup | N
         ValueError: There is no process group.
         LostRank: Another rank is gone.
     """
-    ranks = _ranks(group)
+    ranks = Ranks.of(group)
     with torch.no_grad(), explained("broadcasting parameters"):
         for module in modules:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor, group_src=source, group=ranks.group)
-
-
-def _ranks(group: dist.ProcessGroup | None) -> Ranks:
-    if not (dist.is_available() and dist.is_initialized()):
-        raise ValueError(
-            "there is no process group. Call torch.distributed.init_process_group('gloo') first ('nccl' "
-            "on GPUs), in every process; torchrun sets what it needs."
-        )
-    return Ranks.of(group)
-
-
-def _set_gradient(parameter: nn.Parameter, value: Tensor) -> None:
-    if parameter.grad is None:
-        parameter.grad = value.clone()
-    else:
-        parameter.grad.copy_(value)

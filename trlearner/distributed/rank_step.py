@@ -1,247 +1,179 @@
-"""One meta-step on one rank."""
+"""One meta-step on one rank: first alone, then together with the others."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from trlearner.base.functional import tensors
-from trlearner.distributed.agreement import REGULARIZER, parameters_of
-from trlearner.distributed.asked import Asked
-from trlearner.distributed.collective import Ranks, gather_rows
-from trlearner.distributed.exchange import gate, share
-from trlearner.distributed.kind import Kind, agree_on_kinds, kind_of
-from trlearner.distributed.plan import Plan
-from trlearner.distributed.term import Found, relate_ranks
-from trlearner.distributed.traffic import counted
-from trlearner.engines.adapted import Adapted
+from trlearner.distributed.agreement import (
+    PARAMETERS,
+    REGULARIZER,
+    SETTINGS,
+    TENSORS,
+    check_same,
+    digests_of,
+    every_rank,
+    fingerprint,
+    parameters_of,
+    settings_of,
+)
+from trlearner.distributed.check import check_call
+from trlearner.distributed.collectives import gate, gather_rows, tell
+from trlearner.distributed.ranks import Ranks
+from trlearner.distributed.relation_term import Local, Questions, relate_ranks
 from trlearner.engines.choose import without_graph
 from trlearner.learners.protocol import Learner
 from trlearner.regularizer.meta_step import (
     StepState,
     asking,
     described,
-    loss_in,
+    looks,
     own_part,
     prototypes_of,
     questions,
-    state_of_loss,
 )
-from trlearner.regularizer.output import Output
+from trlearner.regularizer.output import Output, Term
 from trlearner.regularizer.regularizer import TRLearner
 from trlearner.relations.consistency import mixture_kind
 from trlearner.tasks.batch import TaskBatch
-from trlearner.tasks.queries import choose_queries
+from trlearner.tasks.queries import choose_queries, query_keys
 from trlearner.tasks.samples import Samples
 
-ASKED = tuple(Asked.__dataclass_fields__)
+
+class Plan(NamedTuple):
+    """What a step is about; the same on all ranks but for `batch`."""
+
+    batch: TaskBatch  # this rank's tasks, with as many queries as any rank's
+    ranks: Ranks  # who shares the tasks, and how many each has
+    related: bool  # whether there is a relation term
+    keys: Tensor | None  # what queries are chosen by [tasks, queries]; None for all
 
 
-@dataclass(frozen=True, eq=False)
-class Local:
-    """What a rank found by itself.
+def make_plan(
+    ranks: Ranks, learner: Learner, reg: TRLearner, batch: TaskBatch, steps: int, check: bool
+) -> Plan:
+    """Finds out what all ranks have, and refuses to go on with ranks that do not fit together.
 
-    Attributes:
-        models: Its models.
-        predictions: Of its models on their own tasks' queries ``[own tasks, queries, ...]``.
-        losses: Of its tasks.
-        chosen: The queries of the relation term.
-        asked: What it brings to that; ``None`` where there is none.
-        facts: What must be the same on all ranks that have tasks.
-        kinds: What tensors are like, by name.
+    Parameters are compared where no `steps` were taken before, and with `check` at every step.
+
+    Raises:
+        ValueError: Naming what does not fit, or differs between ranks.
+        LostRank: Another rank has failed.
     """
 
-    models: Adapted
-    predictions: Tensor
-    losses: Tensor
-    chosen: Samples
-    asked: Asked | None
-    facts: dict[str, int]
-    kinds: dict[str, Kind | None]
+    def own() -> tuple[tuple[dict[str, str], dict[str, str]], list[int]]:
+        check_call(learner, reg, batch)
+        settings = settings_of(learner, reg, steps) | {"check": str(check)}
+        compared = parameters_of(learner, reg) if check or steps == 0 else {}
+        digests = digests_of(compared)
+        numbers = [len(batch), batch.query.x.shape[1], int(batch.query.mask is not None)]
+        texts = settings, digests, reg.generator.get_state().numpy().tobytes()
+        return (settings, digests), [*numbers, *map(fingerprint, texts)]
+
+    (settings, digests), rows = every_rank(ranks, 6, own)
+    counts, queries, masked, *prints = zip(*rows, strict=True)
+    ranks = replace(ranks, counts=counts)
+    check_same(ranks, prints[0], settings, SETTINGS)
+    check_same(ranks, prints[1], digests, PARAMETERS)
+    if len(set(queries)) > 1 or any(masked):
+        q = batch.query
+        padded = Samples.unchecked(q.x, q.y, q.is_real(), q.ways).padded(max(queries))
+        batch = batch.replace(batch.support, padded)
+    related, share = reg.lam != 0 and sum(counts) > 1, reg.options.queries
+    if not related or share == 1:
+        return Plan(batch, ranks, related, None)
+    if len(set(prints[2])) > 1:  # rank 0's random state is everybody's
+        reg.generator.set_state(tell(ranks, reg.generator.get_state().cpu())[0])
+    keys = query_keys(share, sum(counts), max(queries), reg.generator)
+    return Plan(batch, ranks, related, keys)
 
 
-class RankStep:
-    """What a rank does in a step: by itself, then together with the others.
+def rank_step(learner: Learner, reg: TRLearner, plan: Plan, by_ddp: bool, scale: float) -> Output:
+    """A planned step; its gradient is multiplied with `scale`, and brought together `by_ddp` or by the user.
 
-    Args:
-        ranks: Who shares the tasks.
-        learner: Adapts.
-        regularizer: Relates.
-        plan: What the step is about.
-        by_ddp: Whether DDP brings gradients together; it waits for one of every parameter.
+    Raises:
+        ValueError: Naming what does not fit, or differs between ranks.
+        LostRank: Another rank has failed or is gone.
     """
+    zero, gated = torch.zeros(()), {}
+    trained = {n: p for n, p in parameters_of(learner, reg).items() if p.requires_grad}
+    if by_ddp and trained and torch.is_grad_enabled():
+        zero, same = gate(list(trained.values()))
+        gated = dict(zip(trained, same, strict=True))
+    kinds: dict[str, str] = {}
 
-    def __init__(
-        self, ranks: Ranks, learner: Learner, regularizer: TRLearner, plan: Plan, by_ddp: bool
-    ) -> None:
-        self.ranks, self.learner, self.reg, self.plan = ranks, learner, regularizer, plan
-        self.device = regularizer.relation.weight.device
-        self.zero: Tensor | None = None
-        trained = {n: p for n, p in parameters_of(learner, regularizer).items() if p.requires_grad}
-        self.gated: dict[str, Tensor] = {}
-        if torch.is_grad_enabled() and trained:
-            self.zero, same = gate(list(trained.values()), fill=by_ddp)
-            self.gated = dict(zip(trained, same, strict=True))
-        if by_ddp and self.gated:
-            size = sum(p.numel() * p.element_size() for p in trained.values())
-            sent = 2 * (ranks.size - 1) * size // ranks.size
-            counted().add("gradients (by DDP)", sent, sent)
+    def own() -> tuple[Local, list[int]]:
+        local = _alone(learner, reg, plan, gated)
+        kinds.update(_kinds(local, plan.batch.ways))
+        return local, [fingerprint(kinds)]
 
-    def run(self, scale: float) -> Output:
-        """The step; `scale` is what its gradient is multiplied with.
+    local, rows = every_rank(plan.ranks, 1, own)
+    check_same(plan.ranks, [row[0] for row in rows], kinds, TENSORS)
+    term = None if local.questions is None else relate_ranks(reg.parts, plan.ranks, local)
+    return _output(reg, plan.ranks, local, term, zero, scale)
 
-        Raises:
-            ValueError: Naming what does not fit, or differs between ranks.
-            LostRank: Another rank has failed or is gone.
-        """
-        state, local, error = None, None, None
-        try:
-            state = self._state()
-            if self.plan.batch is not None:
-                local = self._alone(state, self.plan.batch)
-        except Exception as raised:  # told to the others, so that they do not wait
-            error = raised
-        own = None if local is None else local.kinds
-        kinds, facts = agree_on_kinds(
-            self.ranks,
-            self.plan.counts,
-            error is not None,
-            own or dict.fromkeys(("predictions", *ASKED)),
-            {"mixture of logits": 0, "ways": 0} if local is None else local.facts,
-        )
-        if error is not None:
-            raise error
-        assert state is not None
-        found = self._together(state, local, kinds, facts) if self.plan.related else None
-        return self._output(state, local, found, kinds["predictions"], scale)
 
-    def _state(self) -> StepState:
-        learner, reg, batch, related = self.learner, self.reg, self.plan.batch, self.plan.related
-        if batch is not None:
-            state = reg.state(learner, batch, related)
-        else:
-            own = tensors(reg) if related else {}
-            state = StepState(learner.state(), own | state_of_loss(reg.loss_fn))
-        gated = self.gated
-        return StepState(
-            {name: gated.get(name, t) for name, t in state.learner.items()},
-            {name: gated.get(REGULARIZER + name, t) for name, t in state.regularizer.items()},
-        )
+def _alone(learner: Learner, reg: TRLearner, plan: Plan, gated: dict[str, Tensor]) -> Local:
+    """What a rank does by itself, with `gated` parameters by their names in `parameters_of`."""
+    batch, query, parts = plan.batch, plan.batch.query, reg.parts
+    reg.check_call(learner, batch, sum(plan.ranks.counts))
+    found = reg.state(learner, batch, plan.related)
+    state = StepState(
+        {name: gated.get(name, t) for name, t in found.learner.items()},
+        {name: gated.get(REGULARIZER + name, t) for name, t in found.regularizer.items()},
+    )
+    # "auto" may have settled for a graph.
+    engine = without_graph(learner.engine_for(batch.support, reg.loss_fn, query))
+    own = own_part(parts, engine, learner, state, batch, plan.related)
+    mixture = mixture_kind(parts.options.mixture, query.y, "sum")
+    if not plan.related:
+        return Local(state, own.models, own.predictions, own.losses, query, None, mixture)
+    choice = None
+    if plan.keys is not None:
+        choice = choose_queries(parts.options.queries, plan.keys[plan.ranks.own], query)
+    models = asking(own.models, parts.options.head)
+    chosen, asked, later = questions(models, query, own.asked, choice)
+    embeddings = described(reg.encoder, own.models, state.regularizer, batch)
+    prototypes = prototypes_of(parts, own.models, state.regularizer, batch)
+    brought = Questions(embeddings, asked.features, prototypes, asked.mask, later)
+    return Local(state, models, own.predictions, own.losses, chosen, brought, mixture)
 
-    def _alone(self, state: StepState, batch: TaskBatch) -> Local:
-        learner, reg, plan, query = self.learner, self.reg, self.plan, batch.query
-        reg.check_call(learner, batch, sum(plan.counts))  # warns of too few tasks
-        # "auto" may have settled for a graph.
-        engine = without_graph(learner.engine_for(batch.support, reg.loss_fn, query))
-        parts = reg.parts
-        models, embedded, predictions, losses = own_part(
-            parts, engine, learner, state, batch, plan.related
-        )
-        chosen, asked, askers = query, None, models
-        if plan.related:
-            choice = None
-            if plan.keys is not None:
-                first = sum(plan.counts[: self.ranks.rank])
-                keys = plan.keys[first : first + len(batch)]
-                choice = choose_queries(parts.options.queries, keys, query)
-            askers = asking(models, parts.options.head)
-            chosen, embedded, later = questions(askers, query, embedded, choice)
-            embeddings = described(reg.encoder, models, state.regularizer, batch)
-            prototypes = prototypes_of(parts, models, state.regularizer, batch)
-            asked = Asked(embeddings, embedded.features, prototypes, embedded.mask, later)
-        logits = mixture_kind(parts.options.mixture, query.y, "sum") == "logits"
-        facts = {"mixture of logits": int(logits), "ways": batch.ways or 0}
-        said = kind_of(predictions[:, 0])  # of one query
-        kinds = {"predictions": said} | {n: kind_of(getattr(asked, n, None)) for n in ASKED}
-        return Local(askers, predictions, losses, chosen, asked, facts, kinds)
 
-    def _together(
-        self,
-        state: StepState,
-        local: Local | None,
-        kinds: dict[str, Kind | None],
-        facts: dict[str, int],
-    ) -> Found:
-        outputs, embeddings = kinds["predictions"], kinds["embeddings"]
-        assert outputs is not None and embeddings is not None
-        # Always, so that all ranks take part in the backward pass.
-        told = {n: kinds[n] for n in ASKED} | {"embeddings": embeddings._replace(graded=True)}
-        asked = None if local is None else local.asked
-        if asked is None:
-            asked = Asked(**{n: None if k is None else self._empty(k) for n, k in told.items()})  # type: ignore[arg-type]
-        chosen = math.ceil(self.reg.options.queries * self.plan.queries)
-        return relate_ranks(
-            self.reg.parts,
-            self.ranks,
-            self.plan.counts,
-            state.regularizer["relation.weight"],
-            None if local is None else local.models,
-            asked,
-            told,
-            outputs._replace(shape=(chosen, *outputs.shape)),
-            "logits" if facts["mixture of logits"] else "values",
-        )
+def _kinds(local: Local, ways: int | None) -> dict[str, str]:
+    """What must be the same of all ranks' tasks, in words."""
+    tensors = {"predictions": local.predictions[:, 0]}
+    if local.questions is not None:
+        tensors |= {name: t for name, t in local.questions._asdict().items() if t is not None}
+    found = {name: f"{list(t.shape[1:])} of {t.dtype}" for name, t in tensors.items()}
+    graded = ", ".join(name for name, t in tensors.items() if t.requires_grad)
+    return found | {"mixture": local.mixture, "ways": str(ways), "what has gradients": graded}
 
-    def _empty(self, kind: Kind) -> Tensor:
-        return torch.zeros(0, *kind.shape, dtype=kind.dtype, device=self.device)
 
-    def _output(
-        self,
-        state: StepState,
-        local: Local | None,
-        found: Found | None,
-        outputs: Kind | None,
-        scale: float,
-    ) -> Output:
-        total, lam = sum(self.plan.counts), self.reg.lam
-        assert outputs is not None
-        own = self._empty(outputs).sum() if local is None else local.losses.sum()
-        related = self._related(state, local, found, own)
-        mine = own / total
-        if found is not None:
-            mine = mine + lam * related / total
-        if self.zero is not None:
-            mine = mine + self.zero
-        sure = None if found is None else found.confidence
-        task_loss, relation_loss, sureness = (self._sums(own, related, sure) / total).unbind()
-        whole = task_loss if found is None else task_loss + lam * relation_loss
-        whole = whole.to(mine.dtype)
-        all_queries = outputs._replace(shape=(self.plan.queries, *outputs.shape))
-        out = Output(
-            share(mine, whole, scale) if mine.requires_grad else whole,
-            task_loss.to(own.dtype),
-            relation_loss.to(own.dtype),
-            self._empty(all_queries) if local is None else local.predictions.detach(),
-            "idle" if local is None else local.models.engine,
-        )
-        if found is None:
-            return out
-        return replace(
-            out,
-            relations=found.relations.detach(),
-            weights=found.weights.detach(),
-            embeddings=found.embeddings.detach(),
-            alignment_confidence=None if sure is None else (sureness / (total - 1)).to(own.dtype),
-        )
-
-    def _related(
-        self, state: StepState, local: Local | None, found: Found | None, own: Tensor
-    ) -> Tensor:
-        """The sum over this rank's tasks of their losses under the mixtures."""
-        if found is None:
-            return torch.zeros_like(own)
-        if local is None:
-            return found.mixtures.sum()  # of nothing, but with a graph
-        loss_fn = loss_in(self.reg.loss_fn, state.regularizer)
-        return local.models.losses(loss_fn, found.mixtures, local.chosen).sum()
-
-    def _sums(self, *values: Tensor | None) -> Tensor:
-        """Sums over ranks, in their order, so that all ranks have the same bits."""
-        row = torch.zeros(1, len(values), dtype=torch.float64, device=self.device)
-        for place, value in enumerate(values):
-            if value is not None:
-                row[0, place] = value.detach()
-        return gather_rows(self.ranks, row, [1] * self.ranks.size, "losses").sum(0)
+def _output(
+    reg: TRLearner,
+    ranks: Ranks,
+    local: Local,
+    term: Term | None,
+    zero: Tensor,
+    scale: float,
+) -> Output:
+    """The whole meta-batch's losses, with the gradient of this rank's share."""
+    total, own = sum(ranks.counts), local.losses.sum()
+    related = sure = torch.zeros_like(own)
+    if term is not None:
+        related = term.loss
+        sure = sure if term.alignment_confidence is None else term.alignment_confidence
+    mine = (own + reg.lam * related) / total + zero.to(own)
+    # Summed in the order of ranks, so that all ranks have the same bits.
+    row = torch.stack([t.detach().double() for t in (own, related, sure)])[None]
+    sums = gather_rows(ranks, row, "losses").sum(0) / total
+    task_loss, relation_loss, confidence = sums.to(own.dtype).unbind()
+    whole = (sums[0] + reg.lam * sums[1]).to(mine.dtype)
+    loss, seen = whole + scale * (mine - mine.detach()), local.predictions.detach()
+    more = {} if term is None else looks(term)
+    if more.get("alignment_confidence") is not None:
+        more["alignment_confidence"] = confidence / (total - 1)
+    return Output(loss, task_loss, relation_loss, seen, local.models.engine, **more)

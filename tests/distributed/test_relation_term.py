@@ -6,7 +6,7 @@ import contracts
 import pytest
 import torch
 
-from trlearner.distributed.pairs import mix_pairs, pairs_of
+from trlearner.distributed.relation_term import Mixture, Pairs, mix_pairs, pairs_of
 from trlearner.relations.consistency import mix, neighbours, relation_weights
 
 TASKS, QUERIES, CLASSES = 5, 4, 3
@@ -15,7 +15,9 @@ TASKS, QUERIES, CLASSES = 5, 4, 3
 @pytest.mark.parametrize("alignment", [False, True], ids=["as they are", "aligned"])
 @pytest.mark.parametrize("kind", ["values", "logits"])
 @pytest.mark.parametrize("top_k", [None, 2])
-def test_pairs_are_mixed_like_whole_tables(kind: str, top_k: int | None, alignment: bool) -> None:
+def test_pairs_are_mixed_like_whole_tables(
+    kind: Mixture, top_k: int | None, alignment: bool
+) -> None:
     g = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -26,21 +28,14 @@ def test_pairs_are_mixed_like_whole_tables(kind: str, top_k: int | None, alignme
     weights = relation_weights(relations, top_k=top_k)
     expected = mix(says, weights, kind, matching)
     found, asked = [], 0
-    for first, own in ((0, 3), (3, 0), (3, 2)):  # three ranks' models
-        tasks, models = pairs_of(TASKS, neighbours(relations, top_k), first, own)
-        asked += len(tasks)
-        part = None if matching is None else matching[first + models, tasks]
-        found.append(
-            mix_pairs(
-                says[first + models, tasks],
-                weights[tasks, first + models],
-                tasks,
-                TASKS,
-                kind,
-                part,
-            )
-        )
-    assert asked == TASKS * (top_k or TASKS)  # all models about each task, or the nearest only
+    for own in (slice(0, 3), slice(3, 5)):  # two ranks' models
+        part = None if matching is None else matching[own]
+        pairs = pairs_of(weights, neighbours(relations, top_k), own, part)
+        asked += len(pairs.tasks)
+        answers = says[own.start + pairs.models, pairs.tasks]
+        found.append(mix_pairs(answers, pairs, TASKS, kind))
+    # All models about each task; or the nearest only, and of each rank one without weight.
+    assert asked == (TASKS * top_k + 2 if top_k else TASKS**2)
     parts = torch.stack(found)
     together = parts.sum(0) if kind == "values" else parts.logsumexp(0)
     contracts.close(together, expected, 1e-12)
@@ -54,6 +49,6 @@ def test_pairs_are_mixed_like_whole_tables(kind: str, top_k: int | None, alignme
 
 
 def test_logits_need_classes() -> None:
-    says, one = torch.zeros(2, QUERIES, 1), torch.ones(2)
-    with pytest.raises(ValueError, match="at least two classes, got .2, 4, 1.*mixture='values'"):
-        mix_pairs(says, one, torch.tensor([0, 1]), 2, "logits", None)
+    pairs = Pairs(torch.arange(2), torch.arange(2), torch.ones(2), None)
+    with pytest.raises(ValueError, match="at least two classes, got .1, 2, 4, 1.*mixture='values'"):
+        mix_pairs(torch.zeros(2, QUERIES, 1), pairs, 2, "logits")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch.distributed as dist
 
@@ -16,22 +16,25 @@ class LostRank(RuntimeError):
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained(what: str, signs: Sequence[str] = ("",)) -> Iterator[None]:
     """Says of an error inside what it means for the job.
 
+    Args:
+        what: Failed.
+        signs: Words of which an error has one; others pass.
+
     Raises:
-        LostRank: In place of any `RuntimeError`.
+        LostRank: In place of a `RuntimeError`.
     """
     try:
         yield
-    except LostRank:
-        raise
     except RuntimeError as error:
+        if isinstance(error, LostRank) or not any(sign in str(error).lower() for sign in signs):
+            raise
         raise _lost(what, error) from error
 
 
-@contextmanager
-def guarded() -> Iterator[None]:
+def guarded() -> AbstractContextManager[None]:
     """Around a training loop: a rank that is lost is explained wherever it shows, in DDP's own part too.
 
     Raises:
@@ -41,14 +44,7 @@ def guarded() -> Iterator[None]:
         >>> with guarded():
         ...     pass
     """
-    try:
-        yield
-    except LostRank:
-        raise
-    except RuntimeError as error:
-        if not any(sign in str(error).lower() for sign in SIGNS):
-            raise
-        raise _lost("a collective", error) from error
+    return explained("a collective", SIGNS)
 
 
 def _lost(what: str, error: RuntimeError) -> LostRank:

@@ -9,19 +9,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trlearner.base.checks import check_flag
-from trlearner.distributed.check import (
-    check_ddp,
-    check_launch,
-    check_lazy,
-    check_parts,
-    check_sampler,
-)
-from trlearner.distributed.collective import Ranks
-from trlearner.distributed.gradients import reduced_by
-from trlearner.distributed.plan import make_plan
-from trlearner.distributed.rank_step import RankStep
-from trlearner.learners.protocol import Learner
+from trlearner.base.checks import check_flag, check_instance
+from trlearner.distributed.check import check_ddp, check_launch, check_options
+from trlearner.distributed.gradients import summed_by_ddp
+from trlearner.distributed.rank_step import make_plan, rank_step
+from trlearner.distributed.ranks import Ranks, connected
+from trlearner.learners.protocol import Learner, check_learner
 from trlearner.regularizer.output import Output
 from trlearner.regularizer.regularizer import TRLearner
 from trlearner.tasks.batch import TaskBatch
@@ -32,7 +25,7 @@ class MetaStep(nn.Module):
 
     Every rank adapts to the tasks of its own batch; M, the mixtures and the loss span all of them, and
     a run on several ranks equals a run on one with the ranks' batches one after the other. Ranks may
-    have different numbers of tasks; one that has none passes ``None``.
+    have different numbers of tasks, but each has at least one.
 
     It is the module that `DistributedDataParallel` wraps, which sums its gradients; call ``ddp(batch)``.
     Without it, call `sync_gradients` between ``backward()`` and the optimizer's step. Without a process
@@ -47,7 +40,8 @@ class MetaStep(nn.Module):
         group: The processes that share a meta-batch; by default all.
         reduction: How gradients will be brought together: ``"mean"`` as DDP does, so that they are scaled
             by the number of ranks, ``"sum"``, or ``"auto"``: the mean inside of DDP, else the sum.
-        check: Compare all parameters' bits at every step, so that ranks that went apart are found.
+        check: Compare the bits of all parameters at every step, not only at the first, so that ranks that
+            went apart are found. It may be set at any time, on all ranks.
 
     Returns:
         An `Output` whose `loss` has the value of the whole meta-batch on every rank, and the
@@ -69,10 +63,12 @@ class MetaStep(nn.Module):
         regularizer: TRLearner,
         group: dist.ProcessGroup | None = None,
         reduction: Literal["auto", "mean", "sum"] = "auto",
-        check: bool = True,
+        check: bool = False,
     ) -> None:
         super().__init__()
-        check_parts(learner, regularizer)
+        first = "MetaStep takes the learner first: tr.MetaStep(learner, reg)."
+        check_instance("regularizer", regularizer, TRLearner, first)
+        check_learner(learner)
         check_flag("check", check)
         if reduction not in ("auto", "mean", "sum"):
             raise ValueError(f"reduction must be 'auto', 'mean' or 'sum', got {reduction!r}.")
@@ -82,40 +78,35 @@ class MetaStep(nn.Module):
         self.reduction = reduction
         self.check = check
         self._steps = 0
-        if dist.is_available() and dist.is_initialized():
-            check_lazy(learner, regularizer)
-            check_sampler(regularizer)
+        if connected():
+            check_options(learner, regularizer)
 
-    def forward(self, batch: TaskBatch | None) -> Output:
+    def forward(self, batch: TaskBatch) -> Output:
         """One meta-step; every rank must call it.
 
         Args:
-            batch: This rank's tasks; ``None`` if it has none.
+            batch: This rank's tasks.
 
         Raises:
+            TypeError: The batch is none.
             ValueError: Naming what does not fit, or differs between ranks.
             LostRank: Another rank has failed or is gone.
         """
         learner, reg = self.learner, self.regularizer
-        if not (dist.is_available() and dist.is_initialized()):
+        if not connected():
             check_launch()
-            if batch is None:
-                raise ValueError("batch is None, which only a rank among several may pass.")
             plain: Output = reg(learner, batch)
             return plain
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
-                copy = batch and batch.replace(batch.support.clone(), batch.query.clone())
-                return self.forward(copy)
+                return self.forward(batch.replace(batch.support.clone(), batch.query.clone()))
         ranks = Ranks.of(self.group)
-        around = getattr(DistributedDataParallel, "_active_ddp_module", None)
-        ddp = around is not None
-        if around is not None:
-            check_ddp(around)
-        mean = self.reduction == "mean" or (self.reduction == "auto" and ddp)
+        ddp = getattr(DistributedDataParallel, "_active_ddp_module", None)
+        if ddp is not None:
+            check_ddp(ddp)
+        mean = self.reduction == "mean" or (self.reduction == "auto" and ddp is not None)
         plan = make_plan(ranks, learner, reg, batch, self._steps, self.check)
         self._steps += 1
         if torch.is_grad_enabled():
-            reduced_by[learner] = "ddp" if ddp else "you"
-        step = RankStep(ranks, learner, reg, plan, by_ddp=ddp)
-        return step.run(scale=ranks.size if mean else 1)
+            (summed_by_ddp.discard if ddp is None else summed_by_ddp.add)(learner)
+        return rank_step(learner, reg, plan, ddp is not None, ranks.size if mean else 1)
