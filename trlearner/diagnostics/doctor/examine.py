@@ -25,7 +25,7 @@ from trlearner.engines.task_learner import GradientTaskLearner
 from trlearner.learners.maml import MAML
 from trlearner.learners.protocol import Learner
 from trlearner.regularizer.regularizer import TRLearner
-from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.batch import TaskBatch, check_batch
 from trlearner.tasks.samples import Samples
 from trlearner.tasks.targets import Misfit, check_targets
 
@@ -84,11 +84,7 @@ def _check(model: object, batch: object, loss_fn: object) -> None:
             f"model must be an nn.Module or a learner, got {type(model).__name__}. Pass the network "
             "that adapts, or the learner around it, e.g. tr.MAML(model)."
         )
-    if not isinstance(batch, TaskBatch):
-        raise TypeError(
-            f"batch must be a TaskBatch, got {type(batch).__name__}. Build one: "
-            "tr.TaskBatch(support=(x, y), query=(x, y)), each [tasks, samples, ...]."
-        )
+    check_batch(batch)
     if loss_fn is not None and not callable(loss_fn):
         raise TypeError(
             f"loss_fn must be a function (predictions, targets) -> scalar, got "

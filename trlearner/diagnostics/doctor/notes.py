@@ -10,10 +10,28 @@ from torch.nn.modules.conv import _ConvNd
 
 from trlearner.base.functional import SEQUENTIAL, check_statistics, couples
 from trlearner.diagnostics.doctor.explain import ONE_BY_ONE
-from trlearner.diagnostics.doctor.finding import TOGETHER, Finding
+from trlearner.diagnostics.doctor.finding import TOGETHER, Finding, Kind
 from trlearner.diagnostics.doctor.record import Write
 
 Name = Callable[[nn.Module], str]
+
+
+COUPLING: dict[tuple[type[nn.Module], ...], tuple[str, str]] = {
+    SEQUENTIAL: (
+        "takes the samples of a task for steps of one sequence",
+        "build it with batch_first=True and give it [samples, time, features]; nothing, if samples are "
+        "to see each other.",
+    ),
+    (nn.Embedding, nn.EmbeddingBag): (
+        "divides gradients by how often an index occurs among a task's samples",
+        "nothing, unless tasks differ in size: then drop scale_grad_by_freq or use engine='auto'.",
+    ),
+    (nn.Module,): (
+        "looks at the other samples of a task",
+        "nothing, unless tasks differ in size: then use GroupNorm or engine='auto'.",
+    ),
+}
+"""What layers that couple samples do, and what to do about it; the first kind that fits counts."""
 
 
 def of_norms(model: nn.Module, name: Name, masked: bool) -> Iterator[Finding]:
@@ -30,36 +48,13 @@ def of_norms(model: nn.Module, name: Name, masked: bool) -> Iterator[Finding]:
                 "track_running_stats=False, or use GroupNorm.",
             )
         elif couples(m):
-            problem = f"{kind} {_coupling(m)}"
+            does, fix = next(texts for kinds, texts in COUPLING.items() if isinstance(m, kinds))
+            gravity: Kind = "note"
+            problem = f"{kind} {does}."
             if masked:
-                yield Finding(
-                    layer,
-                    "slow",
-                    f"{problem}, and some of them are masked.",
-                    f"use GroupNorm or tasks of one size, {ONE_BY_ONE}.",
-                    TOGETHER,
-                )
-            else:
-                yield Finding(layer, "note", f"{problem}.", _remedy(m), TOGETHER)
-
-
-def _coupling(layer: nn.Module) -> str:
-    if isinstance(layer, SEQUENTIAL):
-        return "takes the samples of a task for steps of one sequence"
-    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-        return "divides gradients by how often an index occurs among a task's samples"
-    return "looks at the other samples of a task"
-
-
-def _remedy(layer: nn.Module) -> str:
-    if isinstance(layer, SEQUENTIAL):
-        return (
-            "build it with batch_first=True and give it [samples, time, features]; nothing, if samples are "
-            "to see each other."
-        )
-    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-        return "nothing, unless tasks differ in size: then drop scale_grad_by_freq or use engine='auto'."
-    return "nothing, unless tasks differ in size: then use GroupNorm or engine='auto'."
+                problem, gravity = f"{kind} {does}, and some of them are masked.", "slow"
+                fix = f"use GroupNorm or tasks of one size, {ONE_BY_ONE}."
+            yield Finding(layer, gravity, problem, fix, TOGETHER)
 
 
 def of_embeddings(model: nn.Module, name: Name) -> Iterator[Finding]:
@@ -82,34 +77,32 @@ def _has_statistics(layer: _NormBase) -> bool:
     return True
 
 
+WRITES: dict[str, tuple[Kind, str, str]] = {
+    "buffer": (
+        "note",
+        "updates its buffer {0!r} in its forward; such updates are discarded.",
+        "update it outside of the meta-step, if it matters.",
+    ),
+    "parameter": (
+        "fails",
+        "writes into its parameter {0!r} in place, behind the gradient's back.",
+        "compute a new tensor and use that, e.g. `weight = self.weight.clamp(-1, 1)`.",
+    ),
+    "data": (
+        "fails",
+        "writes into the batch's {1} in place, so that every step sees others.",
+        "pass inplace=False, or write `x = x * 2` for `x *= 2`.",
+    ),
+}
+
+
 def of_writes(writes: Collection[Write], name: Name) -> Iterator[Finding]:
     """In-place writes into what belongs to the user or to the learner."""
     for write in writes:
-        module = write.node.module
-        if module is None:
-            continue
-        layer, kind = name(module), type(module).__name__
-        if write.what == "buffer":
-            yield Finding(
-                layer,
-                "note",
-                f"{kind} updates its buffer {write.name!r} in its forward; such updates are discarded.",
-                "update it outside of the meta-step, if it matters.",
-            )
-        elif write.what == "parameter":
-            yield Finding(
-                layer,
-                "fails",
-                f"{kind} writes into its parameter {write.name!r} in place, behind the gradient's back.",
-                "compute a new tensor and use that, e.g. `weight = self.weight.clamp(-1, 1)`.",
-            )
-        else:
-            yield Finding(
-                layer,
-                "fails",
-                f"{kind} writes into the batch's {write.what} in place, so that every step sees others.",
-                "pass inplace=False, or write `x = x * 2` for `x *= 2`.",
-            )
+        if (module := write.node.module) is not None:
+            gravity, problem, fix = WRITES.get(write.what, WRITES["data"])
+            problem = f"{type(module).__name__} {problem.format(write.name, write.what)}"
+            yield Finding(name(module), gravity, problem, fix)
 
 
 def of_convolutions(model: nn.Module, name: Name, moved: Collection[int]) -> Iterator[Finding]:

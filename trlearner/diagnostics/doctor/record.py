@@ -27,8 +27,8 @@ class Call:
         leaves: Its arguments, flattened; tensors as they were before the call. Behind them, the tensors that
             arguments of other kinds hold.
         spec: How to put them together again.
-        learned: For each leaf, whether it carried a gradient.
-        own: For each leaf, whether it differs from task to task.
+        learned: For each tensor among the leaves, whether it carried a gradient.
+        own: For each tensor among them, whether it differs from task to task.
         output: What it returned.
     """
 
@@ -143,8 +143,9 @@ class Recorder:
         given = tensors_in((args, kwargs))
         leaves, spec = tree_flatten((args, kwargs))
         hidden = [t for leaf in leaves if not isinstance(leaf, Tensor) for t in tensors_held(leaf)]
-        learned = [isinstance(t, Tensor) and t.requires_grad for t in (*leaves, *hidden)]
-        own = [isinstance(t, Tensor) and self._lineage.knows(t) for t in (*leaves, *hidden)]
+        inputs = [t for t in (*leaves, *hidden) if isinstance(t, Tensor)]
+        learned = [t.requires_grad for t in inputs]
+        own = [self._lineage.knows(t) for t in inputs]
         copies = {id(t): t.detach().clone() for t in hidden}
         leaves = [
             t.detach().clone() if isinstance(t, Tensor) else rebuilt(t, copies) for t in leaves

@@ -108,15 +108,10 @@ def attempt(
                     function = _together(function, own, concerns(node.module.modules()))
                 _differentiate_or_trace(trial, function, given, learned, twice)
         except Exception as error:
-            passed_on = isinstance(error, NotFinite) and not all(map(_finite, _given(node)))
+            given = tensors_in([call.leaves for call in node.calls.values()])
+            passed_on = isinstance(error, NotFinite) and not all(map(_finite, given))
             return None if passed_on else error
     return None
-
-
-def _given(node: Node) -> list[Tensor]:
-    """What a layer was given, of all numbers with a fraction."""
-    leaves = tensors_in([call.leaves for call in node.calls.values()])
-    return [t for t in leaves if t.is_floating_point()]
 
 
 def _differentiate_or_trace(
@@ -201,15 +196,11 @@ def _of_node(node: Node) -> list[tuple[Function, list[Tensor], list[bool], list[
     state = tensors(node.module)
     found = []
     for call in node.calls.values():
-        is_tensor = [isinstance(leaf, Tensor) for leaf in call.leaves]
-        inputs = [leaf for leaf in call.leaves if isinstance(leaf, Tensor)]
-        learned = [flag for flag, here in zip(call.learned, is_tensor, strict=True) if here]
-        own = [flag for flag, here in zip(call.own, is_tensor, strict=True) if here]
+        given = [*state.values(), *(leaf for leaf in call.leaves if isinstance(leaf, Tensor))]
         needs = [t.requires_grad for t in state.values()]
-        given = [*state.values(), *inputs]
-        function = _call(node.module, list(state), call)
         moved = [need and node.adapts for need in needs]
-        found.append((function, given, needs + learned, moved + own))
+        function = _call(node.module, list(state), call)
+        found.append((function, given, needs + call.learned, moved + call.own))
     return found
 
 
@@ -241,9 +232,15 @@ def _together(function: Function, own: list[bool], corrected: bool) -> Function:
     def together(*values: Tensor) -> list[Tensor]:
         spread = [t.expand(2, *t.shape) if each else t for t, each in zip(values, own, strict=True)]
         dims = tuple(0 if each else None for each in own)
-        # As in the engine: within a mode, torch's own layers may take another path.
-        with padded_embeddings() if corrected else nullcontext():
-            return torch.vmap(function, in_dims=dims, randomness="different")(*spread)
+        # As in the engine: within a mode, torch's own layers may take another path, and a transformer's
+        # layers in evaluation mode never take theirs, which has no derivative.
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with padded_embeddings() if corrected else nullcontext():
+                return torch.vmap(function, in_dims=dims, randomness="different")(*spread)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
     return together
 
