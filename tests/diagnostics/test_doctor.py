@@ -34,11 +34,6 @@ import trlearner as tr
 from trlearner.diagnostics.doctor.explain import explain
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 @dataclass
 class Case:
     """A layer, what is said of it, and the same layer mended."""

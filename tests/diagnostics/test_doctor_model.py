@@ -27,11 +27,6 @@ from torch.nn.utils import parametrizations
 import trlearner as tr
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize(
     "model",
     [

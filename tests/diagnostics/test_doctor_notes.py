@@ -23,11 +23,6 @@ from torch.nn import functional as F
 import trlearner as tr
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 @pytest.mark.full
 def test_batchnorm_is_noted_and_slow_where_tasks_are_masked():
     (note,) = tr.doctor(net(nn.BatchNorm1d(WIDTH)), batch_of())

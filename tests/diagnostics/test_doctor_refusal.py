@@ -1,7 +1,6 @@
 """The doctor says what cannot run at all."""
 
 import pytest
-import torch
 from patients import (
     WIDTH,
     Attention,
@@ -11,11 +10,6 @@ from patients import (
 from torch import Tensor, nn
 
 import trlearner as tr
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
 
 
 @pytest.mark.full
