@@ -104,7 +104,7 @@ def _ranks(size: int) -> Iterator[Ranks]:
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    """Draw alike however the tests are ordered or chosen: many take their weights from the global generator."""
+    """Draw alike in whatever order tests run: many take weights from the global generator."""
     torch.manual_seed(0)
 
 
