@@ -132,14 +132,14 @@ def test_looking_for_a_mistake_leaves_no_trace():
     assert not torch.equal(torch.get_rng_state(), state)  # dropout drew in the step that failed
 
 
-def test_a_sampler_without_graphs_does_not_hide_the_mistake():
+def test_a_sampler_does_not_hide_the_mistake():
     class Late(Net):
         broken = False
 
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.double() if self.broken else x)
 
-    sampler = tr.AdaptiveTaskSampler(range(3), 3, every=1, warmup=0, engine="auto")
+    sampler = tr.AdaptiveTaskSampler(range(3), 3, every=1, warmup=0)
     learner, batch = (
         tr.MAML(Late(), steps=1, engine="batched"),
         tr.TaskBatch((X, Y), (X, Y), ids=range(3)),

@@ -18,8 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 import trlearner as tr
 from engines.test_channels_last import batch as images
-from trlearner.samplers.look import looking_engine
-from trlearner.samplers.lookahead import lookahead
+from trlearner.samplers.lookahead import lookahead, looking
 
 AGAIN = ("loop", "channels_last", "batched")
 TIGHT = 1e-9
@@ -255,12 +254,8 @@ def test_no_graph_is_compiled_where_steps_are_computed_again() -> None:
         learner = learner_of(2, recompute=True, engine=engine)
         reg = tr.TRLearner(tr.LabelledEncoder(None, dim=4)).double()
         assert reg(learner, batch).engine in ("loop", "batched")
-        engine_of_look = looking_engine(
-            "auto", learner.engine_for(batch.support, mse_loss), learner
-        )
-        assert engine_of_look.name in ("loop", "batched")
-    with pytest.raises(ValueError, match="engine='traced' makes one graph"):
-        looking_engine("traced", engine_of_look, learner)
+        with looking(learner, batch, mse_loss) as (engine_of_look, _):
+            assert engine_of_look.name in ("loop", "batched")
 
 
 @pytest.mark.full

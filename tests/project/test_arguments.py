@@ -24,7 +24,7 @@ from trlearner.relations.gaussian import (
     posterior_mean,
     posterior_variance,
 )
-from trlearner.samplers.registry import SCORES
+from trlearner.samplers.scores import SCORES
 
 pytestmark = [pytest.mark.unchecked, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -333,7 +333,7 @@ CASES: dict[str, Case] = {
         {**SAMPLER, "scores": "scores", "warmup": "whole", "floor": "share", "every": "count",
          "loss_fn": optional("function"), "extractor": optional("module"),
          "held_out": "held out", "share": optional("share"), "importance": "flag", "decay": "positive",
-         "lr": "positive", "hidden": "count", "engine": "choice"},
+         "lr": "positive", "hidden": "count"},
     ),
     "update": Case(
         lambda **k: tr.AdaptiveTaskSampler(range(3), 3, every=1, warmup=0).update(**k),
@@ -455,7 +455,7 @@ def refusal(case: Case, argument: str, value: Any) -> str:
 
 @pytest.fixture(autouse=True)
 def _scores_kept(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("trlearner.samplers.registry.SCORES", dict(SCORES))
+    monkeypatch.setattr("trlearner.samplers.scores.SCORES", dict(SCORES))
 
 
 @pytest.mark.parametrize(

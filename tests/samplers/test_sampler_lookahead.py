@@ -13,8 +13,8 @@ from trlearner.experiments.models.conv4 import Conv4
 
 import trlearner as tr
 from trlearner.engines.choose import ENGINES
-from trlearner.samplers.look import eager_engine, held_out_gradient, look
-from trlearner.samplers.lookahead import lookahead, mean_gradient, products, task_losses
+from trlearner.samplers.evidence import gather
+from trlearner.samplers.lookahead import lookahead, looking, mean_gradient, products, task_losses
 
 LR, STEP = 0.05, 1e-5
 TOLERANCE = 1e-6
@@ -82,8 +82,8 @@ def test_the_gradient_is_that_of_the_held_out_loss_after_a_step(
 ) -> None:
     learner, batch, loss_fn, wanted = problem(name, kind)
     learner.engine = engine
-    runner = eager_engine(learner.engine_for(batch.support, loss_fn))
-    close(lookahead(runner, learner, batch[:4], batch[4:], WEIGHTS, loss_fn, LR), wanted)
+    with looking(learner, batch, loss_fn) as (runner, _):
+        close(lookahead(runner, learner, batch[:4], batch[4:], WEIGHTS, loss_fn, LR), wanted)
 
 
 def test_masked_tasks_too() -> None:
@@ -126,10 +126,10 @@ def test_batch_norm(engine: str) -> None:
     state = learner.state()
 
     def losses_of(at: dict) -> Tensor:
-        return task_losses(runner, learner, at, batch[:3], cross_entropy, 2)
+        return task_losses(runner, learner, at, batch[:3], cross_entropy)
 
     direction = mean_gradient(losses_of, state)
-    _, along = products(losses_of, state, direction)
+    along = products(losses_of, state, direction)
     with dual.dual_level():
         at = {
             n: dual.make_dual(t.detach().requires_grad_(), direction[n]) for n, t in state.items()
@@ -147,24 +147,26 @@ def test_one_product_a_task() -> None:
     state = learner.state()
     g = torch.Generator().manual_seed(3)
     direction = {n: torch.randn(t.shape, generator=g, dtype=t.dtype) for n, t in state.items()}
-    found, along = products(
-        lambda at: task_losses(ENGINES["batched"], learner, at, batch, mse_loss, 2),
-        state,
-        direction,
-    )
+
+    def losses_of(at: dict) -> Tensor:
+        return task_losses(ENGINES["batched"], learner, at, batch, mse_loss)
+
     each = losses(learner, batch, mse_loss)
-    contracts.close(found, each.detach(), 1e-12)
-    for i, loss in enumerate(each):
+    contracts.close(losses_of(state).detach(), each.detach(), 1e-12)
+    wanted = []
+    for loss in each:
         gradient = torch.autograd.grad(loss, list(state.values()), retain_graph=True)
-        wanted = sum((a * b).sum() for a, b in zip(gradient, direction.values(), strict=True))
-        assert along[i].item() == pytest.approx(wanted.item(), rel=1e-10)
+        wanted.append(sum((a * b).sum() for a, b in zip(gradient, direction.values(), strict=True)))
+    for together in (True, False):
+        along = products(losses_of, state, direction, together)
+        assert along.tolist() == pytest.approx(torch.stack(wanted).tolist(), rel=1e-10)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", [*contracts.LEARNERS, "protonet"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_all_ways_to_look_see_the_same(name: str, masked: bool) -> None:
-    """At once, from a trace, and one task after the other."""
+    """At once, and one task after the other."""
     batch = contracts.class_batch()
     if masked:
         mask = torch.ones(batch.support.x.shape[:2], dtype=torch.bool)
@@ -174,32 +176,40 @@ def test_all_ways_to_look_see_the_same(name: str, masked: bool) -> None:
     learner = contracts.learner(name, contracts.net(), "batched")
     state = learner.state()
     direction = {n: torch.ones_like(t) for n, t in state.items()}
-    one, *others = (
-        look(ENGINES[engine], learner, state, batch, direction, cross_entropy, None)
-        for engine in ("batched", "traced", "loop")
-    )
-    for other in others:
-        contracts.close(one.effects, other.effects, 1e-12)
-        mask = batch.support.mask
-        real = slice(None) if mask is None else mask  # padding is anybody's
-        contracts.close(one.evidence.features[real], other.evidence.features[real], 1e-12)
-        contracts.close(one.evidence.gradient_norm, other.evidence.gradient_norm, 1e-12)
     wanted = torch.autograd.grad(
         losses(learner, batch, cross_entropy).mean(), list(state.values()), allow_unused=True
     )
-    for engine in ("batched", "traced", "loop"):
-        found = held_out_gradient(ENGINES[engine], learner, batch, cross_entropy)
+    seen = []
+    for runner in (ENGINES["batched"], ENGINES["loop"]):
+
+        def losses_of(at: dict, runner=runner) -> Tensor:  # type: ignore[no-untyped-def]
+            return task_losses(runner, learner, at, batch, cross_entropy)
+
+        seen.append(
+            (
+                products(losses_of, state, direction, runner.together),
+                gather(runner, learner, state, batch.support, cross_entropy, None),
+            )
+        )
+        found = mean_gradient(losses_of, state)
         assert list(found) == list(state)
         for gradient, truth in zip(found.values(), wanted, strict=True):
             contracts.close(gradient, torch.zeros_like(gradient) if truth is None else truth, 1e-12)
+    (effects, evidence), (other, others) = seen
+    contracts.close(effects, other, 1e-12)
+    real = slice(None) if batch.support.mask is None else batch.support.mask  # padding is anybody's
+    contracts.close(evidence.features[real], others.features[real], 1e-12)
+    contracts.close(evidence.gradient_norm, others.gradient_norm, 1e-12)
 
 
 def test_a_look_leaves_no_trace() -> None:
     model = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 3)).double()
     learner, batch = tr.MAML(model, lr=0.1, steps=2), contracts.regression_batch()
     before, random = copy.deepcopy(learner.state_dict()), torch.get_rng_state()
-    direction = {n: torch.ones_like(t) for n, t in learner.state().items()}
-    look(ENGINES["batched"], learner, learner.state(), batch, direction, mse_loss, None)
+    sampler = tr.AdaptiveTaskSampler(every=1, warmup=0)
+    for _ in range(2):
+        sampler.update(learner, batch)
+    assert sampler.summary()["scores/difficulty"].shape == (len(batch),)  # it has looked
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(t, learner.state_dict()[n]) for n, t in before.items())
     assert all(p.grad is None for p in learner.parameters())

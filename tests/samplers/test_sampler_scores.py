@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 import trlearner as tr
 from trlearner.engines.choose import ENGINES
 from trlearner.samplers import scores
-from trlearner.samplers.evidence import NORM, Watched, gather
-from trlearner.samplers.groups import groups
-from trlearner.samplers.registry import SCORES, Evidence, score_tasks
+from trlearner.samplers.evidence import Evidence, gather, norms
+from trlearner.samplers.scores import SCORES, score_tasks
 from trlearner.tasks.coding import leverage, unit_rows
 
 EXACT = 1e-9
@@ -73,11 +72,9 @@ def test_scores_are_what_the_loop_says(name: str, e: Evidence) -> None:
 @given(e=ANY, sigma2=st.sampled_from([0.1, 0.5, 2.0]))
 def test_the_published_formula_is_what_the_loop_says(e: Evidence, sigma2: float) -> None:
     for literal in (True, False):
-        found = scores.diversity(e.features, e.mask, literal=literal, sigma2=sigma2)
+        found = scores.diversity(e, literal=literal, sigma2=sigma2)
         contracts.close(found, by_loop("diversity", e, literal, sigma2), EXACT)
-        found = scores.entropy(
-            e.features, e.targets, e.mask, ways=e.ways, bins=2, literal=literal, sigma2=sigma2
-        )
+        found = scores.entropy(e, bins=2, literal=literal, sigma2=sigma2)
         contracts.close(found, by_loop("entropy", e, literal, sigma2, bins=2), EXACT)
 
 
@@ -126,7 +123,8 @@ def test_padding_does_not_matter(e: Evidence, more: int) -> None:
 def test_neither_size_nor_scale_counts(e: Evidence) -> None:
     twice = torch.cat([e.features, e.features], 1)
     mask = None if e.mask is None else torch.cat([e.mask, e.mask], 1)
-    contracts.close(scores.diversity(1e3 * twice, mask), scores.diversity(e.features, e.mask), 1e-6)
+    larger = e._replace(features=1e3 * twice, mask=mask)
+    contracts.close(scores.diversity(larger), scores.diversity(e), 1e-6)
 
 
 @pytest.mark.parametrize(("samples", "width"), [(4, 9), (9, 4)])
@@ -140,15 +138,16 @@ def test_leverage_is_a_derivative_of_the_coding_rate(samples: int, width: int) -
 
 
 def test_half_precision_is_scored_in_single() -> None:
-    x = torch.randn(2, 5, 3)
-    found = scores.diversity(x.half())
+    e = problem(0, 5, 3, "labels", masked=False)
+    found = scores.diversity(e._replace(features=e.features.half()))
     assert found.dtype == torch.float32
-    assert torch.allclose(found, scores.diversity(x), atol=1e-2)
+    assert torch.allclose(found, scores.diversity(e).float(), atol=1e-2)
 
 
 def test_labels_need_the_number_of_classes() -> None:
+    e = problem(0, 3, 2, "labels", masked=False)._replace(ways=None)
     with pytest.raises(ValueError, match=r"got ways=None: build TaskBatch\(..., ways=5\)"):
-        groups(torch.zeros(2, 3, dtype=torch.int64))
+        scores.entropy(e)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
@@ -171,17 +170,14 @@ def test_difficulty_is_the_first_gradient_of_the_adaptation(
         assert found.gradient_norm[i].item() == pytest.approx(wanted, rel=1e-12)
 
 
-def test_watching_leaves_adaptation_as_it_is() -> None:
-    learner, batch = (
-        contracts.learner("maml", contracts.net(), "batched"),
-        contracts.regression_batch(),
-    )
-    engine, support, mse = ENGINES["batched"], batch.support, torch.nn.functional.mse_loss
-    plain = engine.adapt(learner, learner.state(), support.x, support, mse, 2)
-    watched = engine.adapt(Watched(learner), learner.state(), support.x, support, mse, 2)
-    watched.pop(NORM)
-    assert plain.keys() == watched.keys()
-    assert all(torch.equal(plain[n], watched[n]) for n in plain)
+@pytest.mark.parametrize("engine", ["loop", "batched"])
+def test_gathering_evidence_leaves_the_learner_as_it_is(engine: str) -> None:
+    learner = contracts.learner("maml", contracts.net(), engine)
+    batch, mse = contracts.regression_batch(), torch.nn.functional.mse_loss
+    plain = learner.adapt(batch.support, mse)(batch.query.x)
+    gather(ENGINES[engine], learner, learner.state(), batch.support, mse, None)
+    assert torch.equal(learner.adapt(batch.support, mse)(batch.query.x), plain)
+    assert all(p.grad is None for p in learner.parameters())
 
 
 def test_a_score_of_ones_own() -> None:
@@ -207,7 +203,7 @@ def test_a_score_of_ones_own() -> None:
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
 def test_the_norm_of_gradients_in_half_precision(dtype: torch.dtype, size: float):
     g = torch.tensor([[3.0, 4.0], [0.0, 1.0]]) * size
-    found = scores.difficulty({"weight": g.to(dtype)})
+    found = norms([g.to(dtype)])
     torch.testing.assert_close(found, torch.tensor([5.0, 1.0]) * size, rtol=1e-2, atol=0.0)
 
 
@@ -215,9 +211,7 @@ def test_the_norm_of_gradients_in_half_precision(dtype: torch.dtype, size: float
 @pytest.mark.parametrize("name", PURE)
 def test_features_of_any_size_score_alike(name: str, size: float):
     e = problem(0, 5, 4, "labels", masked=True)
-    more = {} if name in ("diversity", "enrichment") else {"targets": e.targets, "ways": e.ways}
-    score = getattr(scores, name)
-    found, wanted = (score(s * e.features.float(), mask=e.mask, **more) for s in (size, 1.0))
+    found, wanted = (SCORES[name](e._replace(features=s * e.features.float())) for s in (size, 1.0))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -230,7 +224,8 @@ def test_a_task_without_samples_scores_zero(name: str, kind: str):
         (e.features, e.targets, nothing),
         (e.features[:, :0], e.targets[:, :0], None),
     ):
-        assert getattr(scores, name)(x, y, mask, ways=e.ways).tolist() == [0.0] * 3
+        empty = e._replace(features=x, targets=y, mask=mask)
+        assert SCORES[name](empty).tolist() == [0.0] * 3
 
 
 @pytest.mark.unchecked
@@ -238,17 +233,17 @@ def test_a_task_without_samples_scores_zero(name: str, kind: str):
 def test_numbers_of_groups_must_be_whole(value):
     e = problem(0, 4, 3, "numbers", masked=False)
     with pytest.raises(ValueError, match="bins must be a whole number of at least 1, got"):
-        scores.entropy(e.features, e.targets, bins=value)
+        scores.entropy(e, bins=value)
     with pytest.raises(ValueError, match="ways must be a whole number of at least 1, got"):
-        scores.entropy(e.features, torch.zeros(3, 4, dtype=torch.long), ways=value)
+        scores.entropy(e._replace(targets=torch.zeros(3, 4, dtype=torch.long), ways=value))
 
 
 @pytest.mark.parametrize("sigma2", [0.0, -1.0, float("nan")])
 def test_the_noise_must_have_a_variance(sigma2: float):
     e = problem(0, 4, 3, "labels", masked=False)
     for score in (
-        lambda: scores.diversity(e.features, sigma2=sigma2),
-        lambda: scores.entropy(e.features, e.targets, ways=WAYS, sigma2=sigma2),
+        lambda: scores.diversity(e, sigma2=sigma2),
+        lambda: scores.entropy(e, sigma2=sigma2),
     ):
         with pytest.raises(ValueError, match="sigma2 must be a number above 0, got"):
             score()
@@ -256,4 +251,4 @@ def test_the_noise_must_have_a_variance(sigma2: float):
 
 def test_a_norm_of_nothing_is_refused():
     with pytest.raises(ValueError, match="gradients must hold at least one tensor"):
-        scores.difficulty({})
+        norms([])

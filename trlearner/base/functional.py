@@ -277,11 +277,6 @@ def precision(state: State) -> torch.dtype:
     return functools.reduce(torch.promote_types, kinds, torch.float32)
 
 
-def views(state: State) -> dict[str, Tensor]:
-    """The same values as views: a hook on a view sees the gradients of one graph, not of all."""
-    return {n: t.view_as(t) if t.requires_grad else t for n, t in state.items()}
-
-
 def take(values: Tensor, choice: Tensor) -> Tensor:
     """Some samples of each task: ``[tasks, samples, ...], [tasks, chosen] -> [tasks, chosen, ...]``."""
     return values[torch.arange(len(values), device=values.device)[:, None], choice]

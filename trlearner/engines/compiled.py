@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -79,40 +79,6 @@ def adapt(
     reads = {"settings of the learner": learner, "loss function": loss_fn}
     fast = run(function, inputs, engine, learner, learner, facts, reads)
     return Adapted(learner, state, fast, engine)
-
-
-def evaluate(
-    function: Callable[[State, TaskBatch, dict[str, Tensor]], dict[str, Tensor]],
-    engine: Engine,
-    learner: nn.Module,
-    state: State,
-    batch: TaskBatch,
-    more: dict[str, Tensor],
-    facts: dict[str, Hashable],
-) -> dict[str, Tensor]:
-    """``function(state, batch, more)`` from a graph, without gradients; masked sizes are rounded up.
-
-    Args:
-        function: Pure; what it returns has no graph.
-        engine: `ENGINE` or `TRACED`.
-        learner: Whose graphs they are.
-        state: By name.
-        batch: The tasks.
-        more: Further tensors by name.
-        facts: What else the function depends on.
-    """
-    batch = rounded(batch)
-    inputs = {STATE + name: tensor for name, tensor in state.items()} | more
-    inputs |= parts("support", batch.support) | parts("query", batch.query)
-
-    def flat(given: dict[str, Tensor]) -> dict[str, Tensor]:
-        further = {name: given[name] for name in more}
-        return function(state_in(given), batch_in(batch, given), further)
-
-    reads: dict[str, Any] = {"settings of the learner": learner}
-    reads |= {name: value for name, value in facts.items() if callable(value)}
-    with torch.no_grad():
-        return run(flat, inputs, engine, learner, learner, {**facts, "ways": batch.ways}, reads)
 
 
 # ---- tensors of a step, by name ----------------------------------------------------------------

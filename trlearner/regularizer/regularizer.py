@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -16,7 +15,6 @@ from trlearner.base.functional import (
     random_state_kept,
     set_random_state,
     tensors,
-    views,
 )
 from trlearner.base.types import LossFn
 from trlearner.base.warn import warn
@@ -106,8 +104,8 @@ class TRLearner(nn.Module):
             many fit into `memory_budget`.
         memory_budget: In bytes, for ``chunk_size="auto"``; by default half of what is free.
         preset: ``"paper"`` takes the formulas literally: the plain quotient, values, no alignment.
-        sampler: Is told of every step that trains, and weighs the tasks' losses where that is its way. It
-            is saved apart, with its own `state_dict`.
+        sampler: Updated after every step that trains. Without a `batch_size` it also weights the task losses.
+            It is saved apart, with its own `state_dict`.
         generator: Draws the queries, and its seed the heads' noise; by default one seeded like torch,
             apart from the global stream.
 
@@ -235,13 +233,11 @@ class TRLearner(nn.Module):
         monitor = self._watching()
         random = None if monitor is None else random_state()
         trains = self.training and torch.is_grad_enabled()
-        if trains and self.sampler is not None:
-            state = replace(state, learner=views(state.learner))
         out = self._run(engine, learner, state, batch, draws, self.parts)
         if not trains:
             return out
         if self.sampler is not None:
-            self.sampler.watch(learner, batch, state.learner)
+            self.sampler.update(learner, batch)
         if monitor is None or random is None:
             return out
 

@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from trlearner.base.checks import check_flag, check_function, check_whole
+from trlearner.base.checks import check_function, check_number, check_whole
 from trlearner.base.types import LossFn, State
+from trlearner.engines.choose import ENGINES
 from trlearner.learners.extractor import Extractor
-from trlearner.learners.protocol import Learner, check_learner
-from trlearner.samplers.check import check_ranges
-from trlearner.samplers.look import convolves
-from trlearner.samplers.looker import Looker
-from trlearner.samplers.marked import Marked, Waiting, gradients_of, mark
+from trlearner.learners.protocol import Learner
+from trlearner.samplers.evidence import gather
+from trlearner.samplers.lookahead import looking, mean_gradient, products, task_losses
 from trlearner.samplers.network import Trainer
-from trlearner.samplers.registry import check_scores, score_tasks
 from trlearner.samplers.sampler import TaskSampler
-from trlearner.samplers.scoreboard import Scoreboard
-from trlearner.tasks.batch import TaskBatch, check_batch
+from trlearner.samplers.scores import check_scores, score_tasks
+from trlearner.samplers.step import Gradient, Step, gradient_of
+from trlearner.tasks.batch import TaskBatch
 
 
 class AdaptiveTaskSampler(TaskSampler):
@@ -49,7 +49,6 @@ class AdaptiveTaskSampler(TaskSampler):
         decay: How much evidence it takes to move weights away from uniform.
         lr: Of the network's optimizer.
         hidden: The network's width.
-        engine: For look-aheads: ``"auto"``, ``"eager"``, ``"traced"`` or ``"compiled"``.
         batches: In an epoch; by default as many as there are tasks for.
         generator: Draws everything; by default one seeded like torch, apart from the global stream.
 
@@ -82,13 +81,14 @@ class AdaptiveTaskSampler(TaskSampler):
         decay: float = 0.1,
         lr: float = 0.02,
         hidden: int = 4,
-        engine: str = "auto",
         batches: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
+        check_scores(scores)
         super().__init__(
             task_ids,
             batch_size,
+            scores=len(scores),
             warmup=warmup,
             floor=floor,
             importance=importance,
@@ -96,113 +96,81 @@ class AdaptiveTaskSampler(TaskSampler):
             generator=generator,
             loss_fn=loss_fn,
         )
-        check_scores(scores)
-        check_ranges(every, share, decay, lr)
+        check_whole("every", every)
         check_whole("hidden", hidden)
+        if share is not None:
+            check_number("share", share, above=0, most=1)
+        check_number("decay", decay, above=0)
+        check_number("lr", lr, above=0)
         if not isinstance(held_out, TaskBatch):
             check_function("held_out", held_out, "() -> TaskBatch, or such a batch", optional=True)
         self.scores, self.every, self.share = tuple(scores), every, share
         self.held_out = held_out
-        self._looker = Looker(engine, None if extractor is None else Extractor(extractor))
+        self._extractor = None if extractor is None else Extractor(extractor)
         self._trainer = Trainer(len(self.scores), hidden, lr, decay, self.generator)
-        self._board = Scoreboard(len(self._place), len(self.scores))
-        self._learner: Learner | None = None
-        self._marked: Marked | None = None
-        self._waiting: Waiting | None = None
-        self._weighed: tuple[TaskBatch, Tensor] | None = None
+        self._step: Step | None = None  # that the next update judges
 
-    def update(self, learner: Learner, batch: TaskBatch, *, reuse: bool = False) -> None:
-        """Tells the sampler of a meta-step on `batch`; call it after backward, before the optimizer steps.
+    def _observe(self, learner: Learner, batch: TaskBatch, reuse: bool) -> None:
+        """At every `every`-th update, judges the step before: which of its tasks lowered the loss?
 
-        At every `every`-th call the step before is looked at: which of its tasks lowered the loss on this
-        batch? That costs about a meta-step, and another one unless `reuse`.
-
-        Args:
-            learner: What took the step.
-            batch: With `ids` where the tasks are a finite set.
-            reuse: ``p.grad`` holds this batch's meta-gradient: it need not be computed again.
-
-        Raises:
-            ValueError: The batch's ids are unknown, or there is no gradient to reuse.
+        That costs about a meta-step, and another one where no gradient is reused.
         """
-        check_learner(learner)
-        check_batch(batch)
-        check_flag("reuse", reuse)
-        self.settle()
-        if self._marked is not None:
+        if self._step is not None:
             reuses = reuse and self.held_out is None
-            direction = gradients_of(learner) if reuses else self._fresh(learner, batch)
-            self._learn(learner, self._marked, direction)
-        self._took(learner, batch)
+            gradient = gradient_of(learner) if reuses else self._gradient(learner, batch)
+            self._judge(learner, self._step, gradient)
+        self._step = None
+        if (self.updates + 2) % self.every == 0:  # the next update is to judge this one
+            self._step = self._remembered(learner, batch)
 
-    def watch(self, learner: Learner, batch: TaskBatch, state: State) -> None:
-        """Like ``update(reuse=True)``, but called before the backward pass, whose gradient it notes."""
-        self.settle()
-        if self._marked is not None and self.held_out is not None:
-            self._learn(learner, self._marked, self._fresh(learner, batch))
-        elif self._marked is not None:
-            self._waiting = Waiting(self._marked, learner, state)
-        self._took(learner, batch)
+    def _remembered(self, learner: Learner, batch: TaskBatch) -> Step:
+        """A step on a batch, or on a random share of its tasks, two at the least."""
+        share = self.share or (0.5 if _convolves(learner) else 1.0)
+        weights = torch.ones(len(batch))
+        if self.batch_size is None and self._relative is not None and self._relative[0] is batch:
+            weights = self._relative[1]
+        count = min(len(batch), max(2, round(share * len(batch))))
+        if count < len(batch):
+            g = self.generator
+            order = torch.randperm(len(batch), generator=g, device=g.device)
+            chosen = order[:count].sort().values.cpu()
+            batch, weights = batch[chosen], weights[chosen]
+        state = {name: tensor.detach().clone() for name, tensor in learner.state().items()}
+        return Step(state, batch, weights / weights.sum())
 
-    def settle(self) -> None:
-        """Finishes a look-ahead whose gradient has come in."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is None:
-            return
-        waiting.remove()
-        if waiting.direction is not None:
-            self._learn(waiting.learner, waiting.marked, waiting.direction)
+    def _gradient(self, learner: Learner, batch: TaskBatch) -> Gradient:
+        """Of the mean loss on held-out tasks, or on the batch without them, as the learner stands."""
+        if self.held_out is not None:
+            batch = self.held_out if isinstance(self.held_out, TaskBatch) else self.held_out()
+        with looking(learner, batch, self.loss_fn) as (engine, loss_fn), torch.enable_grad():
+            return mean_gradient(
+                lambda at: task_losses(engine, learner, at, batch, loss_fn), learner.state()
+            )
 
-    def logits(self) -> Tensor:
-        """Of every task of the finite set, by its scores when it was last looked at."""
-        self.settle()
-        return self._trainer.logits(self._board.table)
+    def _judge(self, learner: Learner, step: Step, direction: Gradient) -> None:
+        """One look-ahead over a step along the gradient that came after it."""
+        step = step.to(next(iter(direction.values())).device)  # a loaded state may lie elsewhere
+        scores = self._note(self._score(learner, step.batch, step.state), step.batch)
+        with looking(learner, step.batch, self.loss_fn) as (engine, loss_fn):
+            if _convolves(learner) and not step.batch.query.x.is_cuda:
+                engine = ENGINES["loop"]  # cheaper there than a double backward pass over all tasks
+            effects = -products(
+                lambda at: task_losses(engine, learner, at, step.batch, loss_fn),
+                step.state,
+                direction,
+                engine.together,
+            )
+        self._trainer.learn(scores, effects.cpu(), step.weights)
 
-    def logits_of(self, batch: TaskBatch, learner: Learner | None) -> Tensor:
-        """Of other tasks, by their scores as the learner stands."""
-        self.settle()
-        learner = learner or self._learner
-        if learner is None:
-            return self.unscored(batch)
-        scores = score_tasks(self.scores, self._looker.evidence(learner, batch, self.loss_fn))
-        return self._trainer.logits(self._board.standardize(scores))
+    def _score(self, learner: Learner, batch: TaskBatch, state: State | None = None) -> Tensor:
+        """As the learner stands, or stood at another state."""
+        state = learner.state() if state is None else state
+        with looking(learner, batch, self.loss_fn) as (engine, loss_fn):
+            evidence = gather(engine, learner, state, batch.support, loss_fn, self._extractor)
+        return score_tasks(self.scores, evidence)
 
-    def weigh(self, learner: Learner, batch: TaskBatch) -> Tensor:
-        """As `TaskSampler.weigh`; a sampler that only weighs scores the tasks at every call."""
-        found = super().weigh(learner, batch)
-        if self.batch_size is None:
-            self._weighed = batch, found
-        return found
-
-    # ---- one look-ahead ------------------------------------------------------------------------
-
-    def _fresh(self, learner: Learner, batch: TaskBatch) -> dict[str, Tensor]:
-        held_out = self.held_out
-        if held_out is not None:
-            batch = held_out if isinstance(held_out, TaskBatch) else held_out()
-        return self._looker.gradient(learner, batch, self.loss_fn)
-
-    def _took(self, learner: Learner, batch: TaskBatch) -> None:
-        """Counts a step, and marks it where the next one is to judge it."""
-        self._arrived(batch)
-        self._learner, self._marked = learner, None
-        if (self.updates + 1) % self.every == 0:
-            share = self.share or (0.5 if convolves(learner) else 1.0)
-            weights = torch.full((len(batch),), 1 / len(batch))
-            if self._weighed is not None and self._weighed[0] is batch:
-                weights = self._weighed[1]
-            self._marked = mark(learner, batch, weights, share, self.generator)
-        self._weighed = None
-
-    def _learn(self, learner: Learner, marked: Marked, direction: dict[str, Tensor]) -> None:
-        marked = marked.to(
-            next(iter(direction.values())).device
-        )  # a loaded state may lie elsewhere
-        found = self._looker.look(learner, marked, direction, self.loss_fn)
-        places = None if self.task_ids is None else self.places(marked.batch)
-        scores = self._board.note(score_tasks(self.scores, found.evidence), places)
-        self._trainer.learn(scores, found.effects.cpu(), marked.weights)
-        self._weights = None
+    def _rate(self, scores: Tensor) -> Tensor:
+        return self._trainer.logits(scores)
 
     # ---- looking at it, and going on -----------------------------------------------------------
 
@@ -211,7 +179,6 @@ class AdaptiveTaskSampler(TaskSampler):
 
         `trust` says how far the network is believed: weights are uniform at 0.
         """
-        self.settle()
         trust = torch.tensor(self._trainer.trust)
         return super().summary() | {"trust": trust} | self._board.summary(self.scores)
 
@@ -221,8 +188,7 @@ class AdaptiveTaskSampler(TaskSampler):
             **super().state_dict(),
             "scores": self.scores,
             "trainer": self._trainer.state_dict(),
-            "board": self._board.state_dict(),
-            "marked": None if self._marked is None else self._marked.to_dict(),
+            "step": None if self._step is None else self._step.to_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -238,10 +204,9 @@ class AdaptiveTaskSampler(TaskSampler):
             )
         super().load_state_dict(state)
         self._trainer.load_state_dict(state["trainer"])
-        self._board.load_state_dict(state["board"])
-        self._waiting, self._weighed = None, None
-        self._marked = None if state["marked"] is None else Marked.from_dict(state["marked"])
+        self._step = None if state["step"] is None else Step.from_dict(state["step"])
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy waits for no backward pass."""
-        return {**self.__dict__, "_waiting": None}
+
+def _convolves(learner: Learner) -> bool:
+    """Whether arithmetic outweighs the number of operations."""
+    return any(isinstance(module, _ConvNd) for module in learner.modules())

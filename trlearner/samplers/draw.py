@@ -12,12 +12,8 @@ def floored(
 ) -> Float[Tensor, " tasks"]:
     """``floor / N + (1 - floor) softmax(logits)``, none of them above `at_most`.
 
-    What is cut off goes to the others in proportion, so no task falls below ``floor / N``.
-
-    Args:
-        logits: One a task.
-        floor: The share of draws that is uniform.
-        at_most: At least ``1 / N``. With ``1 / T``, T draws need hold no task twice.
+    What is cut off goes to the others in proportion, so no task falls below ``floor / N``. With
+    ``at_most = 1 / T``, T draws need hold no task twice.
 
     Example:
         >>> floored(torch.tensor([0.0, 0.0, 9.0]), floor=0.3)
@@ -48,10 +44,7 @@ def systematic(
     A comb with teeth ``1 / count`` apart is laid over the tasks' shares, shuffled (Madow 1949): task i
     comes up that many times, rounded down or up. So with ``p_i <= 1 / count`` no task comes up twice.
 
-    Args:
-        p: Probabilities, on any device.
-        count: How many.
-        generator: All that is drawn comes from it.
+    `torch.multinomial` without replacement would draw likely tasks less often than that.
 
     Example:
         >>> systematic(torch.full((4,), 0.25), 4, torch.Generator().manual_seed(0)).sort().values

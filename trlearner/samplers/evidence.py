@@ -1,81 +1,39 @@
-"""What scores are made of, taken from a task's adaptation while it runs."""
+"""What scores are made of, and how it is taken from tasks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from trlearner.base.types import Fast, LossFn, State
+from trlearner.base.types import LossFn, State
 from trlearner.engines.adapted import Engine, adapt
-from trlearner.engines.task_learner import Gradients, InnerLoop, Through
 from trlearner.learners.extractor import Extractor
 from trlearner.learners.protocol import Learner
-from trlearner.samplers.registry import Evidence
-from trlearner.samplers.scores import difficulty
 from trlearner.tasks.samples import Samples
 
-NORM = "support gradient's norm"
-"""Where `Watched` puts it among what adapts."""
 
+class Evidence(NamedTuple):
+    """What scores are made of.
 
-class Watched(Through[Learner]):
-    """A learner whose adaptation also tells the norm of its first gradient; nothing is computed twice."""
-
-    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
-        """As the learner does it."""
-        return self.learner.predict(state, {n: t for n, t in fast.items() if n != NORM}, features)
-
-    def inner(self, state: State, loop: InnerLoop) -> Fast:
-        """As the learner does it, with `NORM` beside what adapted."""
-        norms: list[Tensor] = []
-
-        def gradient(fast: Fast, first_order: bool) -> Gradients:
-            found = loop.gradient(fast, first_order)
-            if not norms:
-                there = {n: g.detach() for n, g in found.items() if g is not None}
-                norms.append(loop.lift(_norm)(there))
-            return found
-
-        fast = self.learner.inner(state, replace(loop, gradient=gradient))
-        if not norms:
-            norms.append(
-                loop.lift(lambda h: h.new_zeros((), dtype=torch.get_default_dtype()))(loop.features)
-            )
-        return {**fast, NORM: norms[0]}
-
-
-def _norm(gradients: dict[str, Tensor]) -> Tensor:
-    return difficulty({n: g[None] for n, g in gradients.items()})[0]
-
-
-def support_features(
-    extractor: Extractor | None,
-    engine: Engine,
-    learner: Any,
-    state: State,
-    own: State,
-    support: Samples,
-) -> Tensor:
-    """``[tasks, samples, features]``, without a graph: the extractor's, or else what the learner embeds.
-
-    Args:
-        extractor: May be a part of the learner's model.
-        engine: Runs the tasks.
-        learner: Whose functions are run.
-        state: Its parameters and buffers.
-        own: The extractor's other tensors, by its own names.
-        support: The tasks' samples.
+    Attributes:
+        features: Of every task's support samples, ``[tasks, samples, features]``.
+        targets: Their targets, ``[tasks, samples, ...]``.
+        mask: ``[tasks, samples]``, true where a sample is real; ``None`` where all are.
+        ways: The number of classes, for labels.
+        gradient_norm: Of each task's support gradient before adaptation, ``[tasks]``; zeros where a learner
+            descends no gradient.
     """
-    with torch.no_grad():
-        if extractor is not None:
-            found = extractor.run(learner, state, own, support.x, support.mask)
-        else:
-            found = engine.embed(learner, state, support.x, support.mask)
-    found = found.flatten(2) if found.ndim > 2 else found[..., None]
-    return found if found.is_floating_point() else found.to(torch.get_default_dtype())
+
+    features: Tensor
+    targets: Tensor
+    mask: Tensor | None
+    ways: int | None
+    gradient_norm: Tensor
 
 
 def gather(
@@ -86,17 +44,46 @@ def gather(
     loss_fn: LossFn,
     extractor: Extractor | None,
 ) -> Evidence:
-    """The evidence of tasks that nothing else is adapted to: one inner step, no graph.
-
-    Args:
-        engine: Runs the tasks.
-        learner: Adapts.
-        state: Its parameters and buffers.
-        support: The tasks' samples.
-        loss_fn: For one task.
-        extractor: As in `support_features`.
-    """
+    """The evidence of tasks at a state; features are the extractor's, or else what the learner embeds."""
     with torch.no_grad():
-        seen = support_features(extractor, engine, learner, state, {}, support)
-        models = adapt(engine, Watched(learner), state, support, loss_fn, min(1, learner.steps))
-    return Evidence(seen, support.y, support.mask, support.ways, models.fast[NORM])
+        if extractor is not None:
+            features = extractor.run(learner, state, {}, support.x, support.mask)
+        else:
+            features = engine.embed(learner, state, support.x, support.mask)
+    features = features.flatten(2) if features.ndim > 2 else features[..., None]
+    if not features.is_floating_point():
+        features = features.to(torch.get_default_dtype())
+    norms = gradient_norms(engine, learner, state, support, loss_fn)
+    return Evidence(features, support.y, support.mask, support.ways, norms)
+
+
+def gradient_norms(
+    engine: Engine, learner: Learner, state: State, support: Samples, loss_fn: LossFn
+) -> Float[Tensor, " tasks"]:
+    """The norm of each task's support gradient before adaptation, over all that adapts."""
+    if learner.steps == 0:
+        return support.x.new_zeros(len(support), dtype=torch.get_default_dtype())
+    with torch.no_grad():
+        models = adapt(engine, learner, state, support, loss_fn, 0)
+    fast = {n: t.detach().requires_grad_() for n, t in models.fast.items()}
+    models = replace(models, fast=fast, state={n: t.detach() for n, t in state.items()})
+    with torch.enable_grad():
+        losses = models.losses(loss_fn, models.predict(models.embed(support)), support)
+        found = torch.autograd.grad(losses.sum(), list(fast.values()), allow_unused=True)
+    return norms([g for g in found if g is not None])
+
+
+def norms(gradients: Sequence[Tensor]) -> Float[Tensor, " tasks"]:
+    """The norm of each task's gradient, of which some parts ``[tasks, ...]`` are given.
+
+    Example:
+        >>> norms([torch.tensor([[3.0], [0.0]]), torch.tensor([4.0, 1.0])])
+        tensor([5., 1.])
+    """
+    if not gradients:
+        raise ValueError("gradients must hold at least one tensor [tasks, ...], got none.")
+    # In half precision the squares of small gradients are zero, and those of large ones infinite.
+    wide = [
+        g.reshape(len(g), -1).to(torch.promote_types(torch.float32, g.dtype)) for g in gradients
+    ]
+    return torch.stack([g.square().sum(1) for g in wide]).sum(0).sqrt()

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trlearner.base.checks import check_number, check_whole
-from trlearner.base.functional import random_state_kept
-from trlearner.base.types import LossFn, State
+from trlearner.base.types import LossFn
 from trlearner.learners.protocol import Learner
-from trlearner.samplers.look import eager_engine
-from trlearner.samplers.lookahead import task_losses
-from trlearner.samplers.loss import loss_for
+from trlearner.samplers.lookahead import looking, task_losses
 from trlearner.samplers.sampler import TaskSampler
-from trlearner.samplers.scoreboard import Scoreboard
 from trlearner.tasks.batch import TaskBatch
 
 
@@ -63,9 +58,9 @@ class HardTaskSampler(TaskSampler):
         super().__init__(
             task_ids,
             batch_size,
+            scores=1,
             warmup=warmup,
             floor=floor,
-            importance=False,
             batches=batches,
             generator=generator,
             loss_fn=loss_fn,
@@ -73,52 +68,14 @@ class HardTaskSampler(TaskSampler):
         check_whole("every", every)
         check_number("temperature", temperature, above=0)
         self.temperature, self.every = temperature, every
-        self._board = Scoreboard(len(self._place), 1)
-        self._learner: Learner | None = None
 
-    def update(self, learner: Learner, batch: TaskBatch, *, reuse: bool = False) -> None:
-        """Every so often, takes the losses of these tasks."""
-        self._learner = learner
-        self._arrived(batch)
-        if self.updates % self.every == 0:
-            losses = self._losses(batch, learner)[:, None]
-            self._board.note(losses, None if self.task_ids is None else self.places(batch))
-            self._weights = None
+    def _observe(self, learner: Learner, batch: TaskBatch, reuse: bool) -> None:
+        if (self.updates + 1) % self.every == 0:
+            self._note(self._score(learner, batch), batch)
 
-    def watch(self, learner: Learner, batch: TaskBatch, state: State) -> None:
-        """As `update`."""
-        self.update(learner, batch)
+    def _score(self, learner: Learner, batch: TaskBatch) -> Tensor:
+        with looking(learner, batch, self.loss_fn) as (engine, loss_fn), torch.no_grad():
+            return task_losses(engine, learner, learner.state(), batch, loss_fn)[:, None]
 
-    def settle(self) -> None:
-        """Nothing waits."""
-
-    def logits(self) -> Tensor:
-        """By the losses when a task was last looked at; 0 for one that never was."""
-        return self._board.table[:, 0] / self.temperature
-
-    def logits_of(self, batch: TaskBatch, learner: Learner | None) -> Tensor:
-        """By the losses as they are, which takes an adaptation."""
-        learner = learner or self._learner
-        if learner is None:
-            return self.unscored(batch)
-        losses = self._losses(batch, learner)[:, None]
-        return self._board.standardize(losses)[:, 0] / self.temperature
-
-    def _losses(self, batch: TaskBatch, learner: Learner) -> Tensor:
-        loss_fn = loss_for(self.loss_fn, batch)
-        engine = eager_engine(learner.engine_for(batch.support, loss_fn, batch.query))
-        with torch.no_grad(), random_state_kept(batch.query.x):
-            state = learner.state()
-            return task_losses(engine, learner, state, batch, loss_fn, learner.steps)
-
-    def state_dict(self) -> dict[str, Any]:
-        """With the losses."""
-        return {
-            **super().state_dict(),
-            "board": self._board.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """With the losses."""
-        super().load_state_dict(state)
-        self._board.load_state_dict(state["board"])
+    def _rate(self, scores: Tensor) -> Tensor:
+        return scores[:, 0] / self.temperature

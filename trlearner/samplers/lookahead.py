@@ -2,115 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss
 
 from trlearner.base.checks import check_choice, check_loss_fn, check_number, check_tensor
+from trlearner.base.functional import random_state_kept
 from trlearner.base.types import LossFn, State
 from trlearner.engines.adapted import Engine, adapt
-from trlearner.engines.choose import ENGINES
-from trlearner.engines.task_learner import TaskLearner
+from trlearner.engines.blame import blaming
+from trlearner.engines.choose import ENGINES, without_graph
 from trlearner.learners.protocol import Learner, check_learner
 from trlearner.tasks.batch import TaskBatch, check_batch
 
-Direction = Mapping[str, Tensor]
+
+@contextmanager
+def looking(
+    learner: Learner, batch: TaskBatch, loss_fn: LossFn | None
+) -> Iterator[tuple[Engine, LossFn]]:
+    """An engine that autograd follows, and the loss: by default squares, or cross-entropy for labels.
+
+    What is drawn inside leaves no trace in the random state.
+    """
+    if loss_fn is None:
+        loss_fn = mse_loss if batch.query.y.is_floating_point() else cross_entropy
+    engine = learner.engine_for(batch.support, loss_fn, batch.query)
+    engine = ENGINES["loop"] if engine.name == "higher" else without_graph(engine)
+    parts = {"batch.support": batch.support}
+    with blaming(learner, loss_fn, parts), random_state_kept(batch.query.x):
+        yield engine, loss_fn
 
 
 def task_losses(
-    engine: Engine,
-    learner: TaskLearner,
-    state: State,
-    batch: TaskBatch,
-    loss_fn: LossFn,
-    steps: int,
+    engine: Engine, learner: Learner, state: State, batch: TaskBatch, loss_fn: LossFn
 ) -> Float[Tensor, " tasks"]:
-    """Each task's loss on its queries after adaptation, L_i(state).
-
-    Args:
-        engine: Runs the tasks.
-        learner: Adapts.
-        state: Its parameters and buffers.
-        batch: The tasks.
-        loss_fn: For one task.
-        steps: Inner steps.
-    """
-    models = adapt(engine, learner, state, batch.support, loss_fn, steps)
+    """Each task's loss on its queries after adaptation, L_i(state)."""
+    models = adapt(engine, learner, state, batch.support, loss_fn, learner.steps)
     predictions = models.predict(models.embed(batch.query))
     return models.losses(loss_fn, predictions, batch.query)
 
 
 def products(
-    losses_of: Callable[[State], Tensor], state: State, direction: Direction
-) -> tuple[Float[Tensor, " tasks"], Float[Tensor, " tasks"]]:
-    """L_i and ``<direction, grad L_i>`` of all tasks at once: one Jacobian-vector product.
+    losses_of: Callable[[State], Tensor],
+    state: State,
+    direction: Mapping[str, Tensor],
+    together: bool = True,
+) -> Float[Tensor, " tasks"]:
+    """``<direction, grad L_i>`` of all tasks, where `losses_of` maps a state to the losses L_i.
 
-    It is taken by the double-backward trick: ``g(u) = grad sum_i u_i L_i`` is linear in u, and the
-    derivative of ``<direction, g(u)>`` by u is what is wanted. Forward mode gives the same where it works,
-    but `torch.func.jvp` cannot enter an inner loop that uses autograd, dual numbers took up to twice as long
-    on small networks, and not every layer's forward mode can be differentiated again.
-
-    Args:
-        losses_of: From a state to ``[tasks]`` losses.
-        state: Where.
-        direction: By the state's names; names that it lacks count as zero.
+    Where tasks run `together`, it is the derivative by u of ``<direction, g(u)>``, with the gradient
+    ``g(u) = grad sum_i u_i L_i``. (`torch.func.jvp` cannot enter an inner loop that uses autograd.) Otherwise
+    every task has a graph of its own, whose gradient costs no more than a step.
 
     Example:
-        >>> losses, found = products(
-        ...     lambda s: s["w"] ** torch.tensor([1.0, 2.0]),
-        ...     {"w": torch.tensor(3.0)},
-        ...     {"w": torch.tensor(1.0)},
-        ... )
-        >>> losses, found
-        (tensor([3., 9.]), tensor([1., 6.]))
+        >>> state = {"w": torch.tensor(3.0)}
+        >>> products(lambda s: s["w"] ** torch.tensor([1.0, 2.0]), state, {"w": torch.tensor(1.0)})
+        tensor([1., 6.])
     """
-    with torch.enable_grad():
-        here = {n: t.detach().requires_grad_() if n in direction else t for n, t in state.items()}
-        losses = losses_of(here)
-        u = torch.ones_like(losses, requires_grad=True)
-        gradients = torch.autograd.grad(
-            losses, [here[n] for n in direction], u, create_graph=True, allow_unused=True
-        )
+
+    def along(gradients: Iterable[Tensor | None]) -> Tensor:
         pairs = zip(gradients, direction.values(), strict=True)
-        along = [(g * v).sum() for g, v in pairs if g is not None and g.requires_grad]
-        if not along:
-            return losses.detach(), torch.zeros_like(losses)
-        (found,) = torch.autograd.grad(torch.stack(along).sum(), u)
-    return losses.detach(), found
+        used = [(g * v).sum() for g, v in pairs if g is not None]
+        return torch.stack(used).sum() if used else losses.new_zeros(())
 
-
-def product(
-    loss_of: Callable[[State], Tensor], state: State, direction: Direction
-) -> Float[Tensor, ""]:
-    """``<direction, grad L>`` of a single task's loss, by its gradient.
-
-    Args:
-        loss_of: From a state to ``[1]`` loss.
-        state: Where.
-        direction: As in `products`.
-    """
     with torch.enable_grad():
         here = {n: t.detach().requires_grad_() if n in direction else t for n, t in state.items()}
-        loss = loss_of(here)
-        wanted = [here[n] for n in direction]
-        gradients = torch.autograd.grad(loss.sum(), wanted, allow_unused=True)
-    pairs = zip(gradients, direction.values(), strict=True)
-    along = [(g * v).sum() for g, v in pairs if g is not None]
-    return torch.stack(along).sum() if along else loss.new_zeros(())
+        losses, wanted = losses_of(here), [here[n] for n in direction]
+        grad = torch.autograd.grad
+        if not together:
+            each = (grad(loss, wanted, retain_graph=True, allow_unused=True) for loss in losses)
+            return torch.stack([along(gradients) for gradients in each])
+        u = torch.ones_like(losses, requires_grad=True)
+        whole = along(grad(losses, wanted, u, create_graph=True, allow_unused=True))
+        return grad(whole, u)[0] if whole.requires_grad else torch.zeros_like(losses)
 
 
 def mean_gradient(
     losses_of: Callable[[State], Tensor], state: State, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The gradient of ``sum_i w_i L_i``, by default of the mean, by the names that are trained.
-
-    Args:
-        losses_of: From a state to ``[tasks]`` losses.
-        state: Its entries that require a gradient are trained.
-        weights: ``[tasks]``.
-    """
+    """The gradient of ``sum_i w_i L_i``, by default of the mean, by the names of what requires one."""
     trained = {n: t.detach().requires_grad_() for n, t in state.items() if t.requires_grad}
     with torch.enable_grad():
         losses = losses_of({**state, **trained})
@@ -157,7 +131,9 @@ def lookahead(
         >>> gain.shape, bool((gain < 0).all())
         (torch.Size([3]), True)
     """
-    runner = engine if isinstance(engine, Engine) else _named(engine)
+    if not isinstance(engine, Engine):
+        check_choice("engine", engine, ("loop", "batched", "channels_last"))
+    runner = engine if isinstance(engine, Engine) else ENGINES[engine]
     check_learner(learner)
     check_batch(batch)
     check_batch(held_out, "held_out")
@@ -172,15 +148,10 @@ def lookahead(
         state = learner.state()
 
     def losses_of(tasks: TaskBatch) -> Callable[[State], Tensor]:
-        return lambda at: task_losses(runner, learner, at, tasks, loss_fn, learner.steps)
+        return lambda at: task_losses(runner, learner, at, tasks, loss_fn)
 
     step = mean_gradient(losses_of(batch), state, weights)
     moved = {n: t - lr * step[n] if n in step else t for n, t in state.items()}
     after = {n: t.detach().requires_grad_(n in step) for n, t in moved.items()}
     direction = mean_gradient(losses_of(held_out), after)
-    return -lr * products(losses_of(batch), state, direction)[1]
-
-
-def _named(engine: str) -> Engine:
-    check_choice("engine", engine, ("loop", "batched", "channels_last"))
-    return ENGINES[engine]
+    return -lr * products(losses_of(batch), state, direction, runner.together)

@@ -11,37 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 MEMORY = 1024
-"""So many look-aheads the network learns from: a single one is mostly noise."""
-RECENT = 1024
-"""By so many of the latest it is judged whether the network foretells effects, which takes more of them."""
+"""So many look-aheads the network learns from, and is judged by: a single one is mostly noise."""
 BOUND = 1.5
 """Weights differ 20-fold at most: if a kind of tasks vanished, nothing would tell of its worth."""
 FEWEST = 8
 """Before it has foretold so many, it is not believed at all."""
-
-
-class Network(nn.Module):
-    """``tanh`` between two linear layers; starts at zero, so that all tasks are alike to it.
-
-    Args:
-        scores: How many there are.
-        hidden: The width in between.
-        generator: Its seed is that of the first layer.
-    """
-
-    def __init__(self, scores: int, hidden: int, generator: torch.Generator) -> None:
-        super().__init__()
-        noise = torch.Generator().manual_seed(generator.initial_seed())
-        self.first = nn.utils.skip_init(nn.Linear, scores, hidden)
-        self.last = nn.utils.skip_init(nn.Linear, hidden, 1, bias=False)
-        with torch.no_grad():
-            self.first.weight.normal_(0.0, scores**-0.5, generator=noise)
-            self.first.bias.uniform_(-1.0, 1.0, generator=noise)
-            self.last.weight.zero_()
-
-    def forward(self, scores: Float[Tensor, "tasks scores"]) -> Float[Tensor, " tasks"]:
-        """One logit a task, between `-BOUND` and `BOUND`."""
-        return BOUND * torch.tanh(self.last(torch.tanh(self.first(scores)))[:, 0] / BOUND)
 
 
 def pulls(
@@ -49,15 +23,9 @@ def pulls(
 ) -> Float[Tensor, " tasks"]:
     """How each logit of a step's tasks pulls on the held-out loss: ``w_i (c_i - sum_j w_j c_j) / |c|``.
 
-    It is the look-ahead's gradient where weights multiply losses, and its score-function estimate, with a
-    baseline, where tasks were drawn in proportion to their weights and then counted alike.
-
-    Args:
-        effects: c, dL_val / dw of the tasks, up to a factor.
-        weights: w, which the step gave them; they sum to 1.
-
-    Returns:
-        In units of the effects' spread |c|; zeros where they do not differ.
+    The effects c are dL_val / dw, and |c| is their spread; the weights w sum to 1. It is the look-ahead's
+    gradient where weights multiply losses, and its score-function estimate, with a baseline, where tasks were
+    drawn in proportion to their weights and then counted alike. Zeros where effects do not differ.
 
     Example:
         >>> pulls(torch.tensor([-1.0, 1.0]), torch.tensor([0.5, 0.5]))
@@ -75,13 +43,7 @@ def objective(
     """What the network descends: ``sum_i pull_i a_i / steps + decay / 2 mean_i (a_i - mean a)^2``.
 
     At rest ``a_i = -E[c_i | scores] / (|c| decay)`` about their mean, where w is uniform: scores that tell
-    nothing of effects leave the weights alike.
-
-    Args:
-        logits: a, of all tasks of recent steps.
-        pull: See `pulls`.
-        steps: How many there were.
-        decay: How much evidence it takes.
+    nothing of effects leave the weights alike. The logits a are those of all tasks of recent steps.
     """
     spread = (logits - logits.mean()).square().mean()
     return (pull * logits).sum() / steps + decay / 2 * spread
@@ -91,11 +53,8 @@ def trust(gains: Float[Tensor, " steps"]) -> float:
     """How much of what the network says to believe: 0 unless it has foretold effects, 1 if always.
 
     ``1 - (se / mean)^2`` of the gains, where `se` is the standard error of their mean; 0 where that is
-    less than a standard error above 0 (the positive part of James and Stein 1961).
-
-    Args:
-        gains: ``g = -sum_i pull_i a_i`` of steps that the network had not learned from: positive where
-            the logits a pointed the right way.
+    less than a standard error above 0 (the positive part of James and Stein 1961). The gain of a step that
+    the network had not learned from, ``-sum_i pull_i a_i``, is positive where logits pointed the right way.
 
     Example:
         >>> trust(torch.full((9,), 0.3))
@@ -110,42 +69,53 @@ def trust(gains: Float[Tensor, " steps"]) -> float:
 
 
 class Trainer:
-    """A network and the optimizer that trains it.
+    """The network ``tanh`` between two linear layers, and the optimizer that trains it.
+
+    It starts at zero, so that all tasks are alike to it.
 
     Args:
         scores: How many there are.
-        hidden: As in `Network`.
+        hidden: The width in between.
         lr: Of Adam.
         decay: As in `objective`.
-        generator: As in `Network`.
+        generator: Its seed is that of the first layer.
     """
 
     def __init__(
         self, scores: int, hidden: int, lr: float, decay: float, generator: torch.Generator
     ) -> None:
-        self.network = Network(scores, hidden, generator)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr, foreach=True)
+        noise = torch.Generator().manual_seed(generator.initial_seed())
+        first = nn.utils.skip_init(nn.Linear, scores, hidden)
+        last = nn.utils.skip_init(nn.Linear, hidden, 1, bias=False)
+        with torch.no_grad():
+            first.weight.normal_(0.0, scores**-0.5, generator=noise)
+            first.bias.uniform_(-1.0, 1.0, generator=noise)
+            last.weight.zero_()
+        self.layers = nn.Sequential(first, nn.Tanh(), last)
+        self.optimizer = torch.optim.Adam(self.layers.parameters(), lr=lr, foreach=True)
         self.decay = decay
-        self.memory: deque[tuple[Tensor, Tensor]] = deque(maxlen=MEMORY)
-        self.gains: deque[float] = deque(maxlen=RECENT)
+        self.memory: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=MEMORY)
+
+    def network(self, scores: Float[Tensor, "tasks scores"]) -> Float[Tensor, " tasks"]:
+        """One logit a task, between `-BOUND` and `BOUND`."""
+        return BOUND * torch.tanh(self.layers(scores)[:, 0] / BOUND)
 
     @property
     def trust(self) -> float:
         """How far the network has foretold effects of late; see `trust`."""
-        return trust(torch.tensor(list(self.gains)))
+        return trust(torch.tensor([gain for *_, gain in self.memory]))
 
     def learn(self, scores: Tensor, effects: Tensor, weights: Tensor) -> None:
         """One step down `objective`, over the last `MEMORY` look-aheads."""
         pull = pulls(effects.to(scores), weights.to(scores))
         with torch.no_grad():
-            self.gains.append(-float(pull @ self.network(scores)))
-        self.memory.append((scores, pull))
-        seen, pulled = (torch.cat(part) for part in zip(*self.memory, strict=True))
+            gain = -float(pull @ self.network(scores))
+        self.memory.append((scores, pull, gain))
+        seen = torch.cat([seen for seen, _, _ in self.memory])
+        pulled = torch.cat([pulled for _, pulled, _ in self.memory])
+        self.optimizer.zero_grad()
         with torch.enable_grad():
-            loss = objective(self.network(seen), pulled, len(self.memory), self.decay)
-            parameters = list(self.network.parameters())
-            for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-                p.grad = g
+            objective(self.network(seen), pulled, len(self.memory), self.decay).backward()
         self.optimizer.step()
 
     def logits(self, scores: Tensor) -> Tensor:
@@ -154,18 +124,18 @@ class Trainer:
             return self.trust * self.network(scores)
 
     def state_dict(self) -> dict[str, Any]:
-        """Of both; what is learned later leaves it as it is."""
+        """All of it; what is learned later leaves it as it is."""
         return {
-            "network": copy.deepcopy(self.network.state_dict()),
+            "network": copy.deepcopy(self.layers.state_dict()),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "memory": list(self.memory),
-            "gains": list(self.gains),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Of both."""
-        self.network.load_state_dict(state["network"])
+        """All of it."""
+        self.layers.load_state_dict(state["network"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        memory = ((scores.cpu(), pull.cpu()) for scores, pull in state["memory"])
-        self.memory = deque(memory, maxlen=MEMORY)
-        self.gains = deque(state["gains"], maxlen=RECENT)
+        self.memory.clear()
+        self.memory.extend(
+            (scores.cpu(), pull.cpu(), gain) for scores, pull, gain in state["memory"]
+        )

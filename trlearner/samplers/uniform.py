@@ -7,7 +7,6 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from trlearner.base.types import State
 from trlearner.learners.protocol import Learner
 from trlearner.samplers.sampler import TaskSampler
 from trlearner.tasks.batch import TaskBatch
@@ -36,31 +35,13 @@ class UniformTaskSampler(TaskSampler):
         batches: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(
-            task_ids,
-            batch_size,
-            warmup=0,
-            floor=1.0,
-            importance=False,
-            batches=batches,
-            generator=generator,
-        )
+        super().__init__(task_ids, batch_size, batches=batches, generator=generator)
 
-    def update(self, learner: Learner, batch: TaskBatch, *, reuse: bool = False) -> None:
-        """Notes that the batch has arrived."""
-        self._arrived(batch)
+    def _observe(self, learner: Learner, batch: TaskBatch, reuse: bool) -> None:
+        pass
 
-    def watch(self, learner: Learner, batch: TaskBatch, state: State) -> None:
-        """Notes that the batch has arrived."""
-        self._arrived(batch)
+    def _score(self, learner: Learner, batch: TaskBatch) -> Tensor:
+        return torch.zeros(len(batch), 0)
 
-    def settle(self) -> None:
-        """Nothing waits."""
-
-    def logits(self) -> Tensor:
-        """Zeros."""
-        return torch.zeros(len(self.task_ids or ()))
-
-    def logits_of(self, batch: TaskBatch, learner: Learner | None) -> Tensor:
-        """Zeros."""
-        return torch.zeros(len(batch))
+    def _rate(self, scores: Tensor) -> Tensor:
+        return torch.zeros(len(scores))
