@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from trlearner.experiments.build import make_learner, make_problem, make_regularizer
-from trlearner.experiments.config import Config
+from trlearner.experiments.presets.config import Config
+from trlearner.experiments.runs.build import make_learner, make_problem, make_regularizer
 
 import trlearner as tr
 

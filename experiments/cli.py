@@ -23,14 +23,14 @@ from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import torch
-from trlearner.experiments import grid, recall, sweep, train, worker
-from trlearner.experiments.build import make_problem
-from trlearner.experiments.config import Config
+from trlearner.experiments.presets.config import Config
 from trlearner.experiments.presets.preset import config_of, presets
-from trlearner.experiments.progress import Progress
-from trlearner.experiments.setting import Range, check, given
-from trlearner.experiments.where import CORES, Where, check_out
-from trlearner.experiments.words import parse
+from trlearner.experiments.presets.setting import Range, check, given
+from trlearner.experiments.runs import grid, recall, sweep, train, worker
+from trlearner.experiments.runs.build import make_problem
+from trlearner.experiments.runs.progress import Progress
+from trlearner.experiments.runs.where import CORES, Where, check_out
+from trlearner.experiments.runs.words import parse
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -125,7 +125,7 @@ class Reported:
 def report(arguments: Sequence[str]) -> int:
     """Writes tables and plots of the runs below a folder."""
     import tyro
-    from trlearner.experiments.report import write
+    from trlearner.experiments.reporting.report import write
 
     asked = parse(
         Reported, arguments, "trlearner report", config=(tyro.conf.PositionalRequiredArgs,)

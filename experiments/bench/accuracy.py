@@ -27,7 +27,7 @@ from trlearner.experiments.bench import record
 from trlearner.experiments.demo.comparison import Arm, Settings, error_on, make_arm, train_arms
 from trlearner.experiments.demo.job import TEST_SEED
 from trlearner.experiments.demo.regression import Sinusoids
-from trlearner.experiments.interval import interval, paired
+from trlearner.experiments.reporting.interval import interval, paired
 
 import trlearner as tr
 

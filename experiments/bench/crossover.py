@@ -25,7 +25,7 @@ from torch.nn.functional import mse_loss
 from trlearner.experiments.bench import record, relation, timing
 from trlearner.experiments.bench.learners import fomaml
 from trlearner.experiments.bench.workload import Workload, conv, fingerprint, flat
-from trlearner.experiments.models.pose import pose_network
+from trlearner.experiments.data.models.pose import pose_network
 
 import trlearner as tr
 from trlearner.engines import choose

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from trlearner.experiments.bench.contender import Contender, Unavailable
 from trlearner.experiments.bench.workload import OUTER_RATE, Workload
-from trlearner.experiments.models.resnet12 import Block
+from trlearner.experiments.data.models.resnet12 import Block
 
 Array = Any
 BETAS, EPS = (0.9, 0.999), 1e-8

@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from trlearner.experiments import canvas
 from trlearner.experiments.bench.ours import ENGINES, PLAIN
 from trlearner.experiments.bench.peers import BASE, PEERS
 from trlearner.experiments.bench.record import times
+from trlearner.experiments.reporting import canvas
 
 CHOOSES = "auto"
 """Is one of the other engines, and would hide it."""

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from trlearner.experiments.bench.learners import OTHERS, Make, maml
-from trlearner.experiments.models.fingerprint import FingerprintNet
-from trlearner.experiments.models.resnet12 import ResNet12
+from trlearner.experiments.data.models.fingerprint import FingerprintNet
+from trlearner.experiments.data.models.resnet12 import ResNet12
 
 import trlearner as tr
 from trlearner.base.types import LossFn

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from trlearner.experiments.problem import Request, Split
+from trlearner.experiments.data.problem import Request, Split
 
 import trlearner as tr
 

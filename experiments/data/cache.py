@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from trlearner.experiments.data.gallery import Gallery, Kind
-from trlearner.experiments.whole import replaced
+from trlearner.experiments.data.whole import replaced
 
 
 class Draft(NamedTuple):

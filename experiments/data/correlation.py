@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from trlearner.experiments.problem import Metric
+from trlearner.experiments.data.problem import Metric
 
 import trlearner as tr
 

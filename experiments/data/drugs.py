@@ -19,9 +19,9 @@ from trlearner.experiments.data.assays import Assays, Table
 from trlearner.experiments.data.correlation import R2
 from trlearner.experiments.data.division import split_column, split_groups
 from trlearner.experiments.data.measurements import read_csv, tabulate
+from trlearner.experiments.data.models.fingerprint import FingerprintNet
+from trlearner.experiments.data.problem import Builder, Metric, MissingData, Problem, Request, need
 from trlearner.experiments.data.regression import squared_error
-from trlearner.experiments.models.fingerprint import FingerprintNet
-from trlearner.experiments.problem import Builder, Metric, MissingData, Problem, Request, need
 
 import trlearner as tr
 

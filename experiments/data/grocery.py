@@ -7,7 +7,7 @@ from pathlib import Path
 from trlearner.experiments.data.folder import shrunk
 from trlearner.experiments.data.gallery import Gallery
 from trlearner.experiments.data.listing import inside, rows
-from trlearner.experiments.problem import Request, need
+from trlearner.experiments.data.problem import Request, need
 
 
 def by_coarse_class(request: Request) -> dict[str, Gallery]:

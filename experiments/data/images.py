@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 from trlearner.experiments.data import folder, glyphs, grocery, omniglot
 from trlearner.experiments.data.episodes import Episodes
 from trlearner.experiments.data.gallery import Gallery
-from trlearner.experiments.models.conv4 import Conv4
-from trlearner.experiments.models.resnet12 import ResNet12
-from trlearner.experiments.problem import Builder, Metric, Problem, Request
-from trlearner.experiments.setting import Range, option
+from trlearner.experiments.data.models.conv4 import Conv4
+from trlearner.experiments.data.models.resnet12 import ResNet12
+from trlearner.experiments.data.problem import Builder, Metric, Problem, Request
+from trlearner.experiments.presets.setting import Range, option
 
 import trlearner as tr
 

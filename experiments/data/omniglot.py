@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from trlearner.experiments.data import listing
 from trlearner.experiments.data.cache import Draft, cached, fingerprint, stamp
 from trlearner.experiments.data.gallery import Gallery, Kind
-from trlearner.experiments.problem import Request, need
-from trlearner.experiments.setting import option
+from trlearner.experiments.data.problem import Request, need
+from trlearner.experiments.presets.setting import option
 
 PARTS = "images_background", "images_evaluation"
 SIDE = 28

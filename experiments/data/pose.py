@@ -33,13 +33,13 @@ from torch.nn.functional import mse_loss
 from trlearner.experiments.data import shapes, views
 from trlearner.experiments.data.cache import fingerprint
 from trlearner.experiments.data.gallery import Gallery, Kind
+from trlearner.experiments.data.models.pose import pose_network
 from trlearner.experiments.data.objects import found, invented
 from trlearner.experiments.data.pickled import load_arrays
+from trlearner.experiments.data.problem import Builder, MissingData, Problem, Request, need
 from trlearner.experiments.data.regression import MSE
 from trlearner.experiments.data.turntable import Turns, Turntable
-from trlearner.experiments.models.pose import pose_network
-from trlearner.experiments.problem import Builder, MissingData, Problem, Request, need
-from trlearner.experiments.setting import Range, option
+from trlearner.experiments.presets.setting import Range, option
 
 DISTINCT = 0.21
 """Buses, fridges and closed cupboards lie below; cars (0.23), desks and all else above."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from trlearner.experiments.models.mlp import mlp
-from trlearner.experiments.problem import Builder, Metric, Problem, Request, Split
-from trlearner.experiments.setting import Range, option
+from trlearner.experiments.data.models.mlp import mlp
+from trlearner.experiments.data.problem import Builder, Metric, Problem, Request, Split
+from trlearner.experiments.presets.setting import Range, option
 
 import trlearner as tr
 

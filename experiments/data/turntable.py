@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from trlearner.experiments.data.gallery import Gallery
-from trlearner.experiments.problem import Request, Split
+from trlearner.experiments.data.problem import Request, Split
 
 import trlearner as tr
 

@@ -38,7 +38,6 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from torch.nn.functional import mse_loss
-from trlearner.experiments.bar import span
 from trlearner.experiments.demo import plot, table
 from trlearner.experiments.demo.comparison import Settings
 from trlearner.experiments.demo.job import (
@@ -51,9 +50,10 @@ from trlearner.experiments.demo.job import (
     test_tasks,
     work,
 )
+from trlearner.experiments.demo.log import Log, clear
 from trlearner.experiments.demo.workers import each
-from trlearner.experiments.log import Log, clear
-from trlearner.experiments.progress import Progress
+from trlearner.experiments.runs.bar import span
+from trlearner.experiments.runs.progress import Progress
 
 import trlearner as tr
 

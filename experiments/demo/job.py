@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from trlearner.experiments.demo import comparison
 from trlearner.experiments.demo.comparison import Arm, Settings, Watch
+from trlearner.experiments.demo.log import Log
 from trlearner.experiments.demo.regression import Sinusoids
 from trlearner.experiments.demo.workers import Tell
-from trlearner.experiments.log import Log
 
 import trlearner as tr
 

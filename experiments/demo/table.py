@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from trlearner.experiments.demo.comparison import Settings
-from trlearner.experiments.interval import Interval, interval, paired
+from trlearner.experiments.reporting.interval import Interval, interval, paired
 
 Errors = Mapping[str, Sequence[float]]
 """Test MSE of each arm, by name: one value per seed that was finished."""

@@ -19,12 +19,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from trlearner.experiments import sweep, train
-from trlearner.experiments.config import Config
 from trlearner.experiments.evidence import collect, remembered, table
 from trlearner.experiments.evidence.cells import ARMS, CELLS, Cell
 from trlearner.experiments.evidence.recall import recall_all
 from trlearner.experiments.evidence.remember import remember_all
+from trlearner.experiments.presets.config import Config
+from trlearner.experiments.runs import sweep, train
 
 RESULTS = Path("experiments/results/evidence")
 

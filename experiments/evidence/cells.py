@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from trlearner.experiments.config import Config
+from trlearner.experiments.presets.config import Config
 from trlearner.experiments.presets.preset import config_of
 
 ARMS = ("alone", "paper", "term")

@@ -10,9 +10,9 @@ from statistics import fmean
 from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trlearner.experiments import checkpoint
-from trlearner.experiments.config import Config
 from trlearner.experiments.evidence.cells import Cell, validation
+from trlearner.experiments.presets.config import Config
+from trlearner.experiments.runs import checkpoint
 
 DIGITS = 5
 

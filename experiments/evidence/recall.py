@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trlearner.experiments import checkpoint
-from trlearner.experiments.build import make_problem
-from trlearner.experiments.config import Config
-from trlearner.experiments.evaluate import TEST_SEED, VALIDATION_SEED, evaluate
 from trlearner.experiments.evidence.cells import Cell
+from trlearner.experiments.presets.config import Config
 from trlearner.experiments.presets.preset import Memory
-from trlearner.experiments.recall import trained, training_tasks
+from trlearner.experiments.runs import checkpoint
+from trlearner.experiments.runs.build import make_problem
+from trlearner.experiments.runs.evaluate import TEST_SEED, VALIDATION_SEED, evaluate
+from trlearner.experiments.runs.recall import trained, training_tasks
 
 import trlearner as tr
 

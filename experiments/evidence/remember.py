@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trlearner.experiments import checkpoint, train
-from trlearner.experiments.build import make_problem
-from trlearner.experiments.config import Config
-from trlearner.experiments.evaluate import VALIDATION_SEED, evaluate
+from trlearner.experiments.data.problem import Problem
 from trlearner.experiments.evidence.cells import Cell
 from trlearner.experiments.evidence.collect import file_of, short
+from trlearner.experiments.presets.config import Config
 from trlearner.experiments.presets.preset import Memory, presets
-from trlearner.experiments.problem import Problem
-from trlearner.experiments.recall import Banded, trained, training_tasks
+from trlearner.experiments.runs import checkpoint, train
+from trlearner.experiments.runs.build import make_problem
+from trlearner.experiments.runs.evaluate import VALIDATION_SEED, evaluate
+from trlearner.experiments.runs.recall import Banded, trained, training_tasks
 
 import trlearner as tr
 

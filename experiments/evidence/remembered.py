@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from trlearner.experiments.difference import difference
 from trlearner.experiments.evidence.cells import CELLS
 from trlearner.experiments.evidence.collect import file_of
 from trlearner.experiments.evidence.table import LIMIT
-from trlearner.experiments.interval import interval
+from trlearner.experiments.reporting.difference import difference
+from trlearner.experiments.reporting.interval import interval
 
 Runs = Sequence[dict[str, Any]]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from trlearner.experiments.difference import difference, half_width
 from trlearner.experiments.evidence import plot
 from trlearner.experiments.evidence.cells import CELLS
-from trlearner.experiments.interval import interval
+from trlearner.experiments.reporting.difference import difference, half_width
+from trlearner.experiments.reporting.interval import interval
 
 ARMS = {
     "paper": ("paper", "tasks"),

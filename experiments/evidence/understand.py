@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from trlearner.experiments.build import make_learner, make_problem, make_regularizer
 from trlearner.experiments.data.regression import HIGH, LOW, Curves
-from trlearner.experiments.interval import interval
 from trlearner.experiments.presets.preset import config_of
+from trlearner.experiments.reporting.interval import interval
+from trlearner.experiments.runs.build import make_learner, make_problem, make_regularizer
 
 import trlearner as tr
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from trlearner.experiments.config import Config
+from trlearner.experiments.presets.config import Config
 
 DOMAINS = ("regression", "images", "drugs", "pose")
 """Each is a module of `data` with its `PROBLEMS`, and one beside this with their `PRESETS`."""

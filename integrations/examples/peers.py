@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from trlearner.experiments.data.episodes import Episodes
 from trlearner.experiments.data.omniglot import by_character
-from trlearner.experiments.problem import Request
+from trlearner.experiments.data.problem import Request
 from trlearner.integrations.examples.scripts import SCRIPTS, sources
 
 # ---- what takes the place of their data ------------------------------------------------------------

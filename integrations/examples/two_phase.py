@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
-from trlearner.experiments.models.conv4 import Conv4
+from trlearner.experiments.data.models.conv4 import Conv4
 
 import trlearner as tr
 

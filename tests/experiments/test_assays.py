@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from trlearner.experiments.data.assays import Assays, Table
-from trlearner.experiments.problem import Request, Source
+from trlearner.experiments.data.problem import Request, Source
 
 BITS = 64
 

@@ -3,9 +3,9 @@
 import sys
 
 import pytest
-from trlearner.experiments.bar import Bar
-from trlearner.experiments.progress import Progress
-from trlearner.experiments.tally import Standing, Tally
+from trlearner.experiments.runs.bar import Bar
+from trlearner.experiments.runs.progress import Progress
+from trlearner.experiments.runs.tally import Standing, Tally
 
 
 @pytest.fixture

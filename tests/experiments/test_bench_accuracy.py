@@ -8,7 +8,7 @@ from torch.nn.functional import mse_loss
 from trlearner.experiments.bench import accuracy
 from trlearner.experiments.demo.comparison import Settings, make_arm, train_arms
 from trlearner.experiments.demo.regression import Sinusoids
-from trlearner.experiments.interval import paired
+from trlearner.experiments.reporting.interval import paired
 
 SMALL = Settings(steps=3, tasks=5, pool=10, test_tasks=6, test_queries=4)
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 from matplotlib.axes import Axes
-from trlearner.experiments import canvas
+from trlearner.experiments.reporting import canvas
 
 
 @pytest.fixture

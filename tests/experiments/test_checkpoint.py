@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from trlearner.experiments import checkpoint
-from trlearner.experiments.config import Config
+from trlearner.experiments.presets.config import Config
+from trlearner.experiments.runs import checkpoint
 
 CONFIG = Config("regression/sinusoid")
 

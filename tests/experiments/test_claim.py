@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from trlearner.experiments import claim
+from trlearner.experiments.runs import claim
 
 
 def names(folder):

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from trlearner.experiments import cli, recall
+from trlearner.experiments import cli
 from trlearner.experiments.presets.preset import Memory
+from trlearner.experiments.runs import recall
 
 pytest.importorskip("tyro", reason="the command line needs tyro, from the extra 'experiments'")
 

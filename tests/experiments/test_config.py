@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
-from trlearner.experiments.config import LIMITS, Config
+from trlearner.experiments.presets.config import LIMITS, Config
 
 pytestmark = pytest.mark.unchecked
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import nn
-from trlearner.experiments.models.conv4 import Conv4
+from trlearner.experiments.data.models.conv4 import Conv4
 
 import trlearner as tr
 

@@ -13,7 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trlearner.experiments.demo import __main__ as demo
 from trlearner.experiments.demo import comparison, table
-from trlearner.experiments.interval import Interval, interval, paired
+from trlearner.experiments.reporting.interval import Interval, interval, paired
 
 QUICK = ["--quick", "--tasks", "4", "--workers", "1"]
 

@@ -2,9 +2,9 @@ import math
 
 import numpy as np
 import pytest
-from trlearner.experiments import difference as module
-from trlearner.experiments.difference import Difference, difference, half_width, resampled
-from trlearner.experiments.interval import interval
+from trlearner.experiments.reporting import difference as module
+from trlearner.experiments.reporting.difference import Difference, difference, half_width, resampled
+from trlearner.experiments.reporting.interval import interval
 
 
 def made(seeds, tasks, of_seed, of_task, rest, generator):

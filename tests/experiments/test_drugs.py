@@ -9,7 +9,7 @@ import torch
 from trlearner.experiments.data import chemistry, drugs
 from trlearner.experiments.data.division import split_groups
 from trlearner.experiments.data.measurements import read_csv
-from trlearner.experiments.problem import MissingData, Request, Source
+from trlearner.experiments.data.problem import MissingData, Request, Source
 
 import trlearner as tr
 
@@ -83,7 +83,7 @@ def test_options_are_checked():
 def test_synthetic_needs_neither_data_nor_rdkit():
     code = (
         "import sys; sys.modules['rdkit'] = None; import torch\n"
-        "from trlearner.experiments.problem import Request\n"
+        "from trlearner.experiments.data.problem import Request\n"
         "from trlearner.experiments.data.drugs import PROBLEMS\n"
         "source = PROBLEMS['drugs/synthetic'](Request(shots=2, queries=3)).source\n"
         "print(len(source.sample('train', 4, torch.Generator())))"

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from trlearner.experiments import train
-from trlearner.experiments.config import Config
 from trlearner.experiments.evidence import collect, recall, remember, remembered, table
 from trlearner.experiments.evidence.cells import ARMS, CELLS, TUNING_SEED, Cell, best
+from trlearner.experiments.presets.config import Config
 from trlearner.experiments.presets.preset import Memory
+from trlearner.experiments.runs import train
 
 SMALL = {
     "steps": 4,

@@ -1,5 +1,5 @@
 import torch
-from trlearner.experiments.models.fingerprint import FingerprintNet
+from trlearner.experiments.data.models.fingerprint import FingerprintNet
 
 
 def test_sizes_and_parts():

@@ -8,7 +8,7 @@ from PIL import Image
 from trlearner.experiments.data import folder
 from trlearner.experiments.data.folder import by_list
 from trlearner.experiments.data.gallery import Gallery
-from trlearner.experiments.problem import MissingData, Request
+from trlearner.experiments.data.problem import MissingData, Request
 
 SPLITS = {"train": ("cat", "dog"), "val": ("owl",), "test": ("ant", "bee")}
 COLORS = {"cat": 10, "dog": 60, "owl": 110, "ant": 160, "bee": 210}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from trlearner.experiments.data import glyphs
 from trlearner.experiments.data.gallery import Gallery
-from trlearner.experiments.problem import Request
+from trlearner.experiments.data.problem import Request
 
 pytestmark = pytest.mark.full  # thousands of characters are drawn
 DRAWINGS = 4

@@ -2,8 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
-from trlearner.experiments import grid
-from trlearner.experiments.config import Config
+from trlearner.experiments.presets.config import Config
+from trlearner.experiments.runs import grid
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "runs"
 BASE = Config("regression/sinusoid", heads=8)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from trlearner.experiments.data.grocery import by_coarse_class
-from trlearner.experiments.problem import MissingData, Request
+from trlearner.experiments.data.problem import MissingData, Request
 
 COARSE = 43
 HEADER = "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),Iconic"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from trlearner.experiments.data import images
 from trlearner.experiments.data.gallery import Gallery, Kind
-from trlearner.experiments.problem import Request, Source
+from trlearner.experiments.data.problem import Request, Source
 
 import trlearner as tr
 

@@ -5,7 +5,7 @@ import signal
 import threading
 
 import pytest
-from trlearner.experiments import interrupt
+from trlearner.experiments.runs import interrupt
 
 
 def strike(number: int = signal.SIGINT) -> None:

@@ -45,7 +45,7 @@ def test_names_in_the_folder_are_taken(tmp_path: Path) -> None:
 def test_lists_of_pictures_and_meshes_lead_nowhere_else(tmp_path: Path) -> None:
     from trlearner.experiments.data.folder import by_list
     from trlearner.experiments.data.objects import found
-    from trlearner.experiments.problem import Request
+    from trlearner.experiments.data.problem import Request
 
     request = Request(1, 1, data_dir=tmp_path, options={"folder": "own"})
     (tmp_path / "own").mkdir()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from trlearner.experiments.data import omniglot
-from trlearner.experiments.problem import MissingData, Request
+from trlearner.experiments.data.problem import MissingData, Request
 
 ALPHABETS = {
     "images_background": {f"Alpha{i}": 2 + i % 3 for i in range(6)},

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import fake_run
 import pytest
-from trlearner.experiments import grid, sweep, worker
-from trlearner.experiments.config import Config
+from trlearner.experiments.presets.config import Config
+from trlearner.experiments.runs import grid, sweep, worker
 
 ray = pytest.importorskip("ray")
 pytestmark = [
@@ -58,7 +58,7 @@ def test_failures_are_told(cluster, tmp_path, capsys):
 
 
 def test_stopping_saves_checkpoints(cluster, tmp_path):
-    from trlearner.experiments.on_ray import Cluster
+    from trlearner.experiments.runs.on_ray import Cluster
 
     [config] = configs(1)
     pool = Cluster(partial(fake_run.run, journal=str(tmp_path / "journal"), pause=1.0))

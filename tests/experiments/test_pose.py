@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from trlearner.experiments.data import pose
-from trlearner.experiments.models.pose import pose_network
-from trlearner.experiments.problem import MissingData, Problem, Request, Source
+from trlearner.experiments.data.models.pose import pose_network
+from trlearner.experiments.data.problem import MissingData, Problem, Request, Source
 
 import trlearner as tr
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from trlearner.experiments.data import regression
+from trlearner.experiments.data.problem import Request, Source
 from trlearner.experiments.data.regression import PROBLEMS, Curves, squared_error
-from trlearner.experiments.problem import Request, Source
 
 import trlearner as tr
 

@@ -6,10 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 import torch
-from trlearner.experiments import relations
-from trlearner.experiments.build import make_problem
-from trlearner.experiments.config import Config
 from trlearner.experiments.data.regression import curve
+from trlearner.experiments.evidence import relations
+from trlearner.experiments.presets.config import Config
+from trlearner.experiments.runs.build import make_problem
 
 
 def test_it_prints_a_table_and_leaves_its_numbers(

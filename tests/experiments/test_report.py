@@ -7,11 +7,12 @@ import fake_study
 import numpy as np
 import pytest
 from fake_study import TASKS, fail, put
-from trlearner.experiments import grid, report, study, tables
-from trlearner.experiments.config import Config
-from trlearner.experiments.difference import difference
-from trlearner.experiments.interval import interval
-from trlearner.experiments.wording import number
+from trlearner.experiments.presets.config import Config
+from trlearner.experiments.reporting import report, study, tables
+from trlearner.experiments.reporting.difference import difference
+from trlearner.experiments.reporting.interval import interval
+from trlearner.experiments.reporting.wording import number
+from trlearner.experiments.runs import grid
 
 SINE, GLYPHS = "regression/sinusoid", "images/omniglot"
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from trlearner.experiments.models.resnet12 import Block, ResNet12
+from trlearner.experiments.data.models.resnet12 import Block, ResNet12
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 84)])

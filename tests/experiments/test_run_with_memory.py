@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from trlearner.experiments import recall, train
-from trlearner.experiments.build import make_problem
-from trlearner.experiments.config import Config
-from trlearner.experiments.evaluate import TEST_SEED, evaluate
+from trlearner.experiments.presets.config import Config
 from trlearner.experiments.presets.preset import Memory, presets
+from trlearner.experiments.runs import recall, train
+from trlearner.experiments.runs.build import make_problem
+from trlearner.experiments.runs.evaluate import TEST_SEED, evaluate
 
 import trlearner as tr
 

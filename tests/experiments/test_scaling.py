@@ -9,7 +9,7 @@ import pytest
 import torch
 from rank_problem import Problem
 from ranks import Ranks
-from trlearner.experiments import scaling
+from trlearner.experiments.bench import scaling
 
 import trlearner as tr
 from trlearner.distributed import own_tasks, sync_gradients

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from trlearner.experiments import train
-from trlearner.experiments.build import make_learner, make_problem
-from trlearner.experiments.config import Config
+from trlearner.experiments.data.problem import Finite
 from trlearner.experiments.data.regression import Curves
-from trlearner.experiments.evaluate import TEST_SEED, evaluate
+from trlearner.experiments.presets.config import Config
 from trlearner.experiments.presets.preset import config_of
-from trlearner.experiments.problem import Finite
+from trlearner.experiments.runs import train
+from trlearner.experiments.runs.build import make_learner, make_problem
+from trlearner.experiments.runs.evaluate import TEST_SEED, evaluate
 
 import trlearner as tr
 from trlearner.samplers.network import Trainer
@@ -227,7 +227,7 @@ def test_an_interruption_in_the_middle_of_a_step_waits_for_its_end(
 def test_random_layers_go_on_where_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trlearner.experiments.models import mlp
+    from trlearner.experiments.data.models import mlp
 
     def noisy() -> torch.nn.Module:
         network = mlp.mlp()

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from trlearner.experiments import train
-from trlearner.experiments.build import make_problem
-from trlearner.experiments.config import Config
-from trlearner.experiments.evaluate import TEST_SEED
+from trlearner.experiments.data.problem import Problem
+from trlearner.experiments.presets.config import Config
 from trlearner.experiments.presets.preset import config_of
-from trlearner.experiments.problem import Problem
-from trlearner.experiments.trivial import Constant, SupportMean, trivial
+from trlearner.experiments.runs import train
+from trlearner.experiments.runs.build import make_problem
+from trlearner.experiments.runs.evaluate import TEST_SEED
+from trlearner.experiments.runs.trivial import Constant, SupportMean, trivial
 
 import trlearner as tr
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 from trlearner.experiments.data.gallery import Gallery, Kind
+from trlearner.experiments.data.problem import Request, Source
 from trlearner.experiments.data.turntable import SCALE, Turntable
-from trlearner.experiments.problem import Request, Source
 
 VIEWS, OBJECTS = 20, 6
 REQUEST = Request(shots=4, queries=3)

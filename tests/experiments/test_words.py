@@ -12,8 +12,9 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 from contracts import later
-from trlearner.experiments import cli, sweep, train
-from trlearner.experiments.config import Config
+from trlearner.experiments import cli
+from trlearner.experiments.presets.config import Config
+from trlearner.experiments.runs import sweep, train
 
 pytest.importorskip("tyro", reason="the command line needs tyro, from the extra 'experiments'")
 pytestmark = pytest.mark.unchecked

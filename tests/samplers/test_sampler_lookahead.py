@@ -9,7 +9,7 @@ import torch
 import torch.autograd.forward_ad as dual
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
-from trlearner.experiments.models.conv4 import Conv4
+from trlearner.experiments.data.models.conv4 import Conv4
 
 import trlearner as tr
 from trlearner.engines.choose import ENGINES

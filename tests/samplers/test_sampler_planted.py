@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from trlearner.experiments.sampler import __main__ as command
-from trlearner.experiments.sampler.compare import Settings, run
-from trlearner.experiments.sampler.planted import SETS
-from trlearner.experiments.sampler.table import cost_table, planted_table
+from trlearner.experiments.evidence.sampler import __main__ as command
+from trlearner.experiments.evidence.sampler.compare import Settings, run
+from trlearner.experiments.evidence.sampler.planted import SETS
+from trlearner.experiments.evidence.sampler.table import cost_table, planted_table
 
 
 @pytest.mark.parametrize("kind", list(SETS))

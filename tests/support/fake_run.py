@@ -83,8 +83,8 @@ def results(root):
 
 def main(root, settings):
     import fake_run  # by name, as workers will
-    from trlearner.experiments import grid, sweep
-    from trlearner.experiments.config import Config
+    from trlearner.experiments.presets.config import Config
+    from trlearner.experiments.runs import grid, sweep
 
     configs = grid.expand(Config("fake/chain"), settings.get("vary", {"seed": [0, 1]}))
     doing = partial(fake_run.run, **settings.get("run", {}))

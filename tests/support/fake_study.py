@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from trlearner.experiments.config import Config
+from trlearner.experiments.presets.config import Config
 
 TASKS = 50
 
@@ -79,7 +79,7 @@ if __name__ == "__main__":
     import sys
     from pathlib import Path
 
-    from trlearner.experiments import report
+    from trlearner.experiments.reporting import report
 
     gallery(Path(sys.argv[1]))
     print(report.write(Path(sys.argv[1]), Path(sys.argv[2])))
