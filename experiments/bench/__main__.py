@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from trlearner.experiments.bench import plot, record, session, stub, table
 from trlearner.experiments.bench.workload import WORKLOADS
-from trlearner.experiments.runs.checkpoint import read_json
+from trlearner.experiments.data.files import read_json
 
 DEFAULT = ("sinusoid-*", "conv4-1step")
 

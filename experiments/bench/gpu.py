@@ -36,7 +36,7 @@ from trlearner.experiments.bench import agreement, record, timing
 from trlearner.experiments.bench.contender import error, first_gradient, wanted
 from trlearner.experiments.bench.ours import PLAIN, REFERENCE, ours
 from trlearner.experiments.bench.workload import WORKLOADS
-from trlearner.experiments.runs.checkpoint import write_json
+from trlearner.experiments.data.files import write_json
 
 CURVES, IMAGES = ("sinusoid-4", "sinusoid-16", "sinusoid-64"), "conv4-1step"
 EAGER = ("batched", "loop", "higher")

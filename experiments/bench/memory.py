@@ -29,7 +29,7 @@ import torch
 from torch import nn
 from trlearner.experiments.bench import record
 from trlearner.experiments.bench.workload import conv, sinusoid
-from trlearner.experiments.runs.checkpoint import write_json
+from trlearner.experiments.data.files import write_json
 
 import trlearner as tr
 

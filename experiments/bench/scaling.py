@@ -33,7 +33,7 @@ import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from trlearner.experiments.runs.checkpoint import write_json
+from trlearner.experiments.data.files import write_json
 
 import trlearner as tr
 from trlearner.distributed import broadcast, own_tasks, sync_gradients

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from trlearner.experiments.data.cache import folder
-from trlearner.experiments.data.whole import replaced
+from trlearner.experiments.data.files import replaced
 
 Arrays = Mapping[str, np.ndarray]
 

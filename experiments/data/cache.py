@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from trlearner.experiments.data.files import replaced
 from trlearner.experiments.data.gallery import Gallery, Kind
-from trlearner.experiments.data.whole import replaced
 
 
 class Draft(NamedTuple):

@@ -10,15 +10,15 @@ from statistics import fmean
 from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trlearner.experiments.data import files
 from trlearner.experiments.evidence.cells import Cell, validation
 from trlearner.experiments.presets.config import Config
-from trlearner.experiments.runs import checkpoint
 
 DIGITS = 5
 
 
 def collect(cells: Sequence[Cell], root: Path, out: Path) -> None:
-    """Writes ``OUT/NAME.json`` for every cell of which anything was run."""
+    """Writes ``OUT/NAME.json.gz`` for every cell of which anything was run."""
     for cell in cells:
         runs = [
             {"arm": arm, "seed": seed, **_numbers(config, folder)}
@@ -27,12 +27,12 @@ def collect(cells: Sequence[Cell], root: Path, out: Path) -> None:
         if runs:
             out.mkdir(parents=True, exist_ok=True)
             record = {"cell": cell.name, "runs": runs, "tuning": _tuning(cell, root)}
-            checkpoint.write_json(out / file_of(cell), record)
+            files.write_json(out / file_of(cell), record)
 
 
 def file_of(cell: Cell) -> str:
     """The name of a cell's file."""
-    return cell.name.replace(", ", "-").replace(" ", "-").lower() + ".json"
+    return cell.name.replace(", ", "-").replace(" ", "-").lower() + ".json.gz"
 
 
 def _numbers(config: Config, folder: Path) -> dict[str, Any]:

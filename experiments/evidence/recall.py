@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trlearner.experiments.data import files
 from trlearner.experiments.evidence.cells import Cell
 from trlearner.experiments.presets.config import Config
 from trlearner.experiments.presets.preset import Memory
-from trlearner.experiments.runs import checkpoint
 from trlearner.experiments.runs.build import make_problem
 from trlearner.experiments.runs.evaluate import TEST_SEED, VALIDATION_SEED, evaluate
 from trlearner.experiments.runs.recall import trained, training_tasks
@@ -63,5 +63,5 @@ def recall_all(cells: Sequence[Cell], root: Path, data_dir: Path | None) -> None
             kept = arm != "paper" and (folder / "weights.pt").exists()
             if kept and not (folder / "recall.json").exists():
                 found = recall(config, folder / "weights.pt", size, cell.validated, data_dir)
-                checkpoint.write_json(folder / "recall.json", found)
+                files.write_json(folder / "recall.json", found)
                 print(f"{cell.name}: share {found['share']}", flush=True)

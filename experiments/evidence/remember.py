@@ -8,23 +8,28 @@ where new ones have 0.9) that others never help there.
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from trlearner.experiments.data import files
 from trlearner.experiments.data.problem import Problem
 from trlearner.experiments.evidence.cells import Cell
 from trlearner.experiments.evidence.collect import file_of, short
 from trlearner.experiments.presets.config import Config
 from trlearner.experiments.presets.preset import Memory, presets
-from trlearner.experiments.runs import checkpoint, train
+from trlearner.experiments.runs import train
 from trlearner.experiments.runs.build import make_problem
 from trlearner.experiments.runs.evaluate import VALIDATION_SEED, evaluate
-from trlearner.experiments.runs.recall import Banded, trained, training_tasks
+from trlearner.experiments.runs.recall import (
+    Banded,
+    remembering,
+    settings_of,
+    trained,
+    training_tasks,
+)
 
 import trlearner as tr
 
@@ -36,7 +41,7 @@ SEEDS, DRAWS, VALIDATED = 3, 5, 8
 
 
 def remember_all(cells: Sequence[Cell], root: Path, results: Path, data_dir: Path | None) -> None:
-    """Writes ``RESULTS/remembered/NAME.json`` for every cell with a head that may be remembered.
+    """Writes ``RESULTS/remembered/NAME.json.gz`` for every cell with a head that may be remembered.
 
     A run that is missing is trained first. A cell that is done is not repeated.
 
@@ -49,17 +54,17 @@ def remember_all(cells: Sequence[Cell], root: Path, results: Path, data_dir: Pat
     for seed in range(SEEDS):
         for cell in cells:
             out = results / "remembered" / file_of(cell)
-            made = json.loads(out.read_text()) if out.exists() else {"cell": cell.name, "runs": []}
+            made = files.read_json(out) if out.exists() else {"cell": cell.name, "runs": []}
             raw = results / file_of(cell)
             if len(made["runs"]) > seed or not raw.exists() or cell.learner == "protonet":
                 continue
-            config = alone(json.loads(raw.read_text()), seed)
+            config = alone(files.read_json(raw), seed)
             folder = root / config.problem / config.hash()
             train.run(config, folder, data_dir=data_dir, engine=cell.engine)
             weights = torch.load(folder / "weights.pt", weights_only=True)
             made["runs"].append(remember(cell, config, weights, data_dir))
             out.parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_json(out, made)
+            files.write_json(out, made)
             print(f"{cell.name}, seed {seed}: {said(made['runs'][-1])}", flush=True)
 
 
@@ -100,9 +105,7 @@ def remember(
     kernels = {"": None, "kernel ": tanimoto} if _has_fingerprints(config) else {"": None}
     for name, kernel in kernels.items():
         memory = tr.TaskMemory(learner, problem.loss_fn, kernel=kernel)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".* models are not remembered")  # counted below
-            memory.remember(known, steps=usual and usual.steps)
+        remembering(memory, known, usual and usual.steps)
         found["left_out"] = memory.left_out
         if kernel is None:
             found["defaults"] = _by_memory(memory, problem, config)
@@ -148,9 +151,7 @@ def _numbers(problem: Problem) -> bool:
 
 
 def _by_memory(memory: tr.TaskMemory, problem: Problem, config: Config) -> dict[str, Any]:
-    names = ("share", "neighbours", "spread", "noise", "kernel_scale")
-    noise = memory.noise.tolist() if isinstance(memory.noise, Tensor) else memory.noise
-    settings = {name: getattr(memory, name) for name in names} | {"noise": noise}
+    settings = {**settings_of(memory), "kernel_scale": memory.kernel_scale}
     if memory.share == 0 or not _numbers(problem):
         return {"settings": settings, "tasks": _scores(memory, problem, config), "covered": None}
     banded = Banded(memory)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from trlearner.experiments.data.files import read_json
 from trlearner.experiments.evidence.cells import CELLS
 from trlearner.experiments.evidence.collect import file_of
 from trlearner.experiments.evidence.table import LIMIT
@@ -35,7 +35,7 @@ def write(results: Path) -> str:
     for cell in CELLS:
         path = folder / file_of(cell)
         if path.exists():
-            runs = json.loads(path.read_text())["runs"]
+            runs = read_json(path)["runs"]
             if "class means" in runs[0]:
                 classes.append(row_of_classes(cell.name, runs))
                 continue

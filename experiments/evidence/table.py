@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from trlearner.experiments.data.files import read_json
 from trlearner.experiments.evidence import plot
 from trlearner.experiments.evidence.cells import CELLS
 from trlearner.experiments.reporting.difference import difference, half_width
@@ -60,9 +61,7 @@ Row = tuple[str, int, Sequence[dict[str, Any]], dict[str, Compared]]
 def write(results: Path) -> str:
     """Reads the raw numbers of a folder; writes table.md, table.json and pictures; returns the first."""
     records = {
-        record["cell"]: record
-        for path in sorted(results.glob("*.json"))
-        if path.name != "table.json" and (record := json.loads(path.read_text()))
+        record["cell"]: record for record in map(read_json, sorted(results.glob("*.json.gz")))
     }
     if not records:
         raise ValueError(f"{results} holds no raw numbers: run the stages before this one.")

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from trlearner.experiments.data import files
 from trlearner.experiments.presets.config import Config
+from trlearner.experiments.reporting import archive
 from trlearner.experiments.reporting.difference import Difference, difference
 from trlearner.experiments.reporting.interval import Interval, interval
-from trlearner.experiments.runs import checkpoint
 from trlearner.experiments.runs.grid import RELATION, settings
 from trlearner.experiments.runs.recall import COVERAGE
 from trlearner.experiments.runs.recall import RESULT as RECALLED
@@ -41,7 +42,7 @@ class Trial:
     """
 
     config: Config
-    folder: Path
+    folder: files.Readable
     result: Mapping[str, Any] | None
     timing: Mapping[str, Any]
     error: str | None
@@ -253,7 +254,9 @@ def read(root: Path) -> Study:
     Raises:
         ValueError: There are none, or one of them is not as it was written.
     """
-    trials = [_trial(path.parent) for path in sorted(root.rglob("config.json"))]
+    folders = [path.parent for path in root.rglob("config.json")]
+    folders += [folder for file in root.rglob("*.zip") for folder in archive.folders(file)]
+    trials = [_trial(folder) for folder in sorted(folders, key=str)]
     if not trials:
         raise ValueError(
             f"{root} must hold the folders of runs (PROBLEM/HASH/config.json), but there are none. "
@@ -270,7 +273,7 @@ def order(value: Any) -> tuple[Any, ...]:
     return (1, value) if number else (2, str(value))
 
 
-def _trial(folder: Path) -> Trial:
+def _trial(folder: files.Readable) -> Trial:
     error = folder / "error.txt"
     lines = error.read_text("utf-8", "replace").strip().splitlines() if error.exists() else []
     return Trial(
@@ -283,10 +286,10 @@ def _trial(folder: Path) -> Trial:
     )
 
 
-def _config(folder: Path) -> Config:
+def _config(folder: files.Readable) -> Config:
     """That of a run, if it is the one that the folder is named after."""
     path = folder / "config.json"
-    record = checkpoint.read_json(path)
+    record = files.read_json(path)
     try:
         config = Config.read(record)
     except ValueError as error:
@@ -299,10 +302,10 @@ def _config(folder: Path) -> Config:
     return config
 
 
-def _result(path: Path) -> dict[str, Any] | None:
+def _result(path: files.Readable) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    result = checkpoint.read_json(path)
+    result = files.read_json(path)
     try:
         metric, better = result["metric"], result["better"]
         if not isinstance(metric, str) or better not in ("higher", "lower") or not result["test"]:
@@ -320,8 +323,8 @@ def _result(path: Path) -> dict[str, Any] | None:
     return result
 
 
-def _timing(path: Path) -> dict[str, Any]:
-    timing = checkpoint.read_json(path) if path.exists() else {}
+def _timing(path: files.Readable) -> dict[str, Any]:
+    timing = files.read_json(path) if path.exists() else {}
     seconds = timing.get("seconds_per_step")
     if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds < math.inf):
         raise ValueError(f"{path}: seconds_per_step must be a number, got {seconds!r:.50}.")

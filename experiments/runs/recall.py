@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from trlearner.experiments.data import files
 from trlearner.experiments.data.problem import Finite, Problem
 from trlearner.experiments.presets.config import Config
 from trlearner.experiments.presets.preset import Memory, presets
-from trlearner.experiments.runs import checkpoint, train
+from trlearner.experiments.runs import train
 from trlearner.experiments.runs.build import make_learner, make_problem
 from trlearner.experiments.runs.evaluate import TEST_SEED, evaluate
 
@@ -75,14 +76,14 @@ def run(
     how: dict[str, Any] = {"data_dir": data_dir, "device": device, "engine": engine}
     if done.exists():
         result = train.run(config, folder, **how, watch=watch)
-        return {**result, "memory": checkpoint.read_json(done)}
+        return {**result, "memory": files.read_json(done)}
     # Before training, so that nothing is trained for a memory that cannot be made.
     known = training_tasks(config, size, data_dir, device)
     result = train.run(config, folder, **how, watch=watch)
     weights = _weights(folder / "weights.pt", device)
     print(f"Remembering {len(known)} training tasks...", flush=True)
     memory = recall(config, weights, known, size.steps, data_dir, device)
-    checkpoint.write_json(done, memory)
+    files.write_json(done, memory)
     return {**result, "memory": memory}
 
 
@@ -109,11 +110,7 @@ def recall(
     """
     problem = make_problem(config, data_dir, device)
     learner = trained(config, problem, weights, device)
-    memory = tr.TaskMemory(learner, problem.loss_fn)
-    with warnings.catch_warnings():
-        # The result counts them.
-        warnings.filterwarnings("ignore", ".* models are not remembered")
-        memory.remember(known, steps=steps)
+    memory = remembering(tr.TaskMemory(learner, problem.loss_fn), known, steps)
     tuned = memory.tune()
     metric = problem.metrics[0]
     splits = [split for split in ("test", "shifted") if split in problem.source.splits]
@@ -126,13 +123,25 @@ def recall(
         "samples": known.support.x.shape[1] + known.query.x.shape[1],
         "steps": steps,
         "rule": memory.rule,
-        "share": memory.share,
-        "neighbours": memory.neighbours,
-        "spread": memory.spread,
-        "noise": memory.noise.tolist() if isinstance(memory.noise, Tensor) else memory.noise,
+        **settings_of(memory),
         "tuned": {"loss": tuned.loss, "alone": tuned.alone},
         **{split: _by_steps(memory, problem, split, config) for split in splits},
     }
+
+
+def remembering(memory: tr.TaskMemory, known: tr.TaskBatch, steps: int | None) -> tr.TaskMemory:
+    """The memory, once it has the tasks; `left_out` counts what others would be warned of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* models are not remembered")
+        memory.remember(known, steps=steps)
+    return memory
+
+
+def settings_of(memory: tr.TaskMemory) -> dict[str, Any]:
+    """What `tune` chooses, as JSON has it."""
+    noise = memory.noise.tolist() if isinstance(memory.noise, Tensor) else memory.noise
+    names = ("share", "neighbours", "spread")
+    return {name: getattr(memory, name) for name in names} | {"noise": noise}
 
 
 def training_tasks(

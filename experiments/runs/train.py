@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from trlearner.experiments.data import files
 from trlearner.experiments.data.problem import Problem
 from trlearner.experiments.presets.config import Config
 from trlearner.experiments.runs import checkpoint, interrupt
@@ -219,7 +220,7 @@ def run(
     """
     done = folder / "result.json"
     if done.exists():
-        return checkpoint.read_json(done)
+        return files.read_json(done)
     with torch.random.fork_rng():
         problem = make_problem(config, data_dir, device)
         now = _ready(config, problem, device, engine)
@@ -228,12 +229,12 @@ def run(
             now.load(stored)
         # Only now, so that a run that cannot begin leaves nothing.
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(folder / "config.json", config.record())
+        files.write_json(folder / "config.json", config.record())
         _train(now, folder, watch or (lambda step, note: None))
         result = now.result()
     checkpoint.save(folder / "weights.pt", now.best["weights"])
-    checkpoint.write_json(folder / "timing.json", _timing(now.seconds, now.engine))
-    checkpoint.write_json(done, result)
+    files.write_json(folder / "timing.json", _timing(now.seconds, now.engine))
+    files.write_json(done, result)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return result
 
@@ -278,7 +279,7 @@ def _train(now: Run, folder: Path, watch: Watch) -> None:
                     if now.step % config.validate_every == 0 or now.step == config.steps:
                         events.validation(now.step, now.validate())
                         # In this order: a checkpoint of the last step is never ahead of its metrics.
-                        checkpoint.write_lines(folder / "metrics.jsonl", now.history)
+                        files.write_lines(folder / "metrics.jsonl", now.history)
                         checkpoint.save(folder / "checkpoint.pt", now.state())
                     whole = True
                 watch(now.step, f"{1000 * now.seconds[-1]:.1f} ms a step")
@@ -307,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--engine", default="auto")
     options = vars(parser.parse_args(arguments))
-    config = Config.read(checkpoint.read_json(options.pop("config")))
+    config = Config.read(files.read_json(options.pop("config")))
     torch.set_num_threads(1)
     run(config, **options)
     return 0

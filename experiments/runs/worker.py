@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from trlearner.experiments.data.whole import replaced
+from trlearner.experiments.data import files
+from trlearner.experiments.data.files import replaced
 from trlearner.experiments.presets.config import Config
-from trlearner.experiments.runs import checkpoint, claim
+from trlearner.experiments.runs import claim
 
 Run = Callable[[Config, Path], Any]
 """Trains a config in a folder. It ends with a file (`RESULT`), and goes on from where it was stopped."""
@@ -80,7 +81,7 @@ def _run(config: Config, folder: Path, run: Run, result: str) -> Outcome:
         return "done"
     (folder / "error.txt").unlink(missing_ok=True)
     # Here already, so that a report knows what was planned, should the run fail at once.
-    checkpoint.write_json(folder / "config.json", config.record())
+    files.write_json(folder / "config.json", config.record())
     try:
         run(config, folder)
     except KeyboardInterrupt:

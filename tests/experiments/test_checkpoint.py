@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from trlearner.experiments.data import files
 from trlearner.experiments.presets.config import Config
 from trlearner.experiments.runs import checkpoint
 
@@ -24,11 +25,11 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    checkpoint.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        checkpoint.write_json(path, {"a": object()})
+        files.write_json(path, {"a": object()})
     with pytest.raises(RuntimeError):
-        checkpoint._replace(path, _fails)
+        files.write(path, _fails)
     assert path.read_text() == '{\n "a": 1\n}\n'
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
@@ -38,9 +39,9 @@ def _fails(file: object) -> None:
 
 
 def test_numbers_that_are_none_become_null(tmp_path: Path) -> None:
-    checkpoint.write_json(tmp_path / "a.json", {"x": [float("nan"), float("inf"), 1.5, 2]})
+    files.write_json(tmp_path / "a.json", {"x": [float("nan"), float("inf"), 1.5, 2]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": [None, None, 1.5, 2]}
-    checkpoint.write_lines(tmp_path / "b.jsonl", [{"b": 1, "a": float("-inf")}, 3])
+    files.write_lines(tmp_path / "b.jsonl", [{"b": 1, "a": float("-inf")}, 3])
     assert (tmp_path / "b.jsonl").read_text() == '{"a": null, "b": 1}\n3\n'
 
 
@@ -75,3 +76,14 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_not_run(
     with pytest.raises(ValueError, match="is damaged, or no checkpoint of ours. Remove it"):
         checkpoint.load(path, CONFIG, "cpu")
     assert not (tmp_path / "evil-was-here").exists()
+
+
+def test_a_compressed_file_is_the_same_to_the_last_byte(tmp_path: Path) -> None:
+    one, other = tmp_path / "a.json.gz", tmp_path / "b.json.gz"
+    for path in (one, other):
+        files.write_json(path, {"tasks": [0.5] * 1000})
+    assert files.read_json(one) == {"tasks": [0.5] * 1000}
+    assert one.read_bytes() == other.read_bytes() and one.stat().st_size < 200
+    one.write_bytes(other.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"a\.json\.gz must be JSON, but cannot be read"):
+        files.read_json(one)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from trlearner.experiments.data.files import read_json, write_json
 from trlearner.experiments.evidence import collect, recall, remember, remembered, table
 from trlearner.experiments.evidence.cells import ARMS, CELLS, TUNING_SEED, Cell, best
 from trlearner.experiments.presets.config import Config
@@ -98,7 +99,7 @@ def test_from_runs_to_the_table(
     recall.recall_all([CELL], runs, None)
     assert capsys.readouterr().out == ""
     collect.collect([CELL], runs, tmp_path)
-    record = json.loads((tmp_path / "curves-maml.json").read_text())
+    record = read_json(tmp_path / "curves-maml.json.gz")
     assert len(record["runs"]) == 6 and len(record["tuning"]) == 4
     for one in record["runs"]:
         folder = runs / CELL.problem / CELL.arm(one["arm"], runs, one["seed"]).hash()
@@ -127,7 +128,7 @@ def test_agreement_of_gradients_is_told(tmp_path: Path) -> None:
     seen = {"cosine": [0.5, -0.25], "ratio": [0.125, 1.0]}
     runs = [{**raw("paper", 0, [1.0]), "gradients": seen}, raw("alone", 0, [1.0])]
     record = {"cell": CELLS[0].name, "runs": runs}
-    (tmp_path / "one.json").write_text(json.dumps(record))
+    write_json(tmp_path / "one.json.gz", record)
     assert f"| {CELLS[0].name} | 0.50 | -0.25 | 0.12 | 1.00 |" in table.write(tmp_path)
 
 
@@ -167,7 +168,7 @@ def test_tasks_that_explode_count_for_ten_times_a_constant_answer(tmp_path: Path
     assert table.values(runs, "alone", "tasks")[0].tolist() == [1.0, 2.0, 40.0]
     assert table.values(runs, "term", "tasks")[0].tolist() == [1.0, 40.0, 39.0]
     assert [table.exploded(runs, arm, "tasks") for arm in ("alone", "term")] == [2, 2]
-    (tmp_path / "one.json").write_text(json.dumps({"cell": CELLS[0].name, "runs": runs}))
+    write_json(tmp_path / "one.json.gz", {"cell": CELLS[0].name, "runs": runs})
     assert "(2 tasks exploded)" in table.write(tmp_path)
 
 
@@ -212,8 +213,8 @@ def test_memories_are_measured_on_fresh_tasks(
     trained = list(runs.rglob("result.json"))
     remember.remember_all([CELL], runs, tmp_path, None)
     assert list(runs.rglob("result.json")) == trained  # nothing was missing
-    file = tmp_path / "remembered" / "curves-maml.json"
-    made = json.loads(file.read_text())["runs"]
+    file = tmp_path / "remembered" / "curves-maml.json.gz"
+    made = read_json(file)["runs"]
     assert [run["seed"] for run in made] == [0, 1]
     for run in made:
         assert all(len(run[arm]["tasks"]) == 6 for arm in ("own", "defaults", "tuned"))

@@ -1,11 +1,12 @@
-import json
 from pathlib import Path
 
 import pytest
+from trlearner.experiments.data.files import read_json
 from trlearner.experiments.presets.config import Config
+from trlearner.experiments.reporting import archive
 from trlearner.experiments.runs import grid
 
-RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "runs"
+RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "runs" / "runs.zip"
 BASE = Config("regression/sinusoid", heads=8)
 
 
@@ -22,10 +23,10 @@ def test_the_name_of_a_run_is_what_it_was():
 @pytest.mark.skipif(not RESULTS.exists(), reason="the results lie beside the sources only")
 def test_committed_runs_lie_where_their_hashes_say():
     """Settings that came later must not rename them."""
-    configs = list(RESULTS.rglob("config.json"))
-    assert len(configs) > 20
-    for path in configs:
-        assert Config.read(json.loads(path.read_text())).hash() == path.parent.name
+    folders = archive.folders(RESULTS)
+    assert len(folders) > 20
+    for folder in folders:
+        assert Config.read(read_json(folder / "config.json")).hash() == folder.name
 
 
 def test_a_later_setting_counts_once_it_is_used():

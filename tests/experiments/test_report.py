@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fake_study import TASKS, fail, put
 from trlearner.experiments.presets.config import Config
-from trlearner.experiments.reporting import report, study, tables
+from trlearner.experiments.reporting import archive, report, study, tables
 from trlearner.experiments.reporting.difference import difference
 from trlearner.experiments.reporting.interval import interval
 from trlearner.experiments.reporting.wording import number
@@ -392,3 +392,17 @@ def test_a_link_in_the_place_of_the_report_is_replaced_and_not_followed(tmp_path
 def test_failed_runs_that_ended_later_have_not_failed(tmp_path):
     fail(put(tmp_path, Config(SINE), np.ones(TASKS)))
     assert study.read(tmp_path).cells(SINE)[0].failures() == []
+
+
+def test_packed_runs_give_the_same_report(tmp_path):
+    for config in grid.expand(Config(SINE), {"lam": [0, 0.1], "seed": range(2)}):
+        put(tmp_path / "runs", config, fake_study.draw(config, 1.0, -config.lam))
+    for out in ("packed", "again"):
+        (tmp_path / out).mkdir()
+        assert archive.pack(tmp_path / "runs", tmp_path / out / "runs.zip") == 4
+    files = [tmp_path / out / "runs.zip" for out in ("packed", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    pages = [
+        report.write(tmp_path / name, tmp_path / "report" / name) for name in ("runs", "packed")
+    ]
+    assert pages[0].read_text() == pages[1].read_text()
