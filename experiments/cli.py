@@ -23,12 +23,12 @@ from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import torch
+from trlearner.experiments.data.progress import Progress
+from trlearner.experiments.data.setting import Range, check, given
 from trlearner.experiments.presets.config import Config
 from trlearner.experiments.presets.preset import config_of, presets
-from trlearner.experiments.presets.setting import Range, check, given
 from trlearner.experiments.runs import grid, recall, sweep, train, worker
 from trlearner.experiments.runs.build import make_problem
-from trlearner.experiments.runs.progress import Progress
 from trlearner.experiments.runs.where import CORES, Where, check_out
 from trlearner.experiments.runs.words import parse
 

@@ -1,1 +1,4 @@
-"""Families of tasks: each module makes the problems that it names in `PROBLEMS`."""
+"""Families of tasks: each module makes the problems that it names in `PROBLEMS`.
+
+It is the lowest room: files, progress and the check of settings, which all others use, lie here, too.
+"""

@@ -21,7 +21,7 @@ from trlearner.experiments.data.cache import Draft, cached, fingerprint, stamp
 from trlearner.experiments.data.gallery import Gallery, Kind
 from trlearner.experiments.data.listing import inside, rows
 from trlearner.experiments.data.problem import Request, need
-from trlearner.experiments.presets.setting import Range, option
+from trlearner.experiments.data.setting import Range, option
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}

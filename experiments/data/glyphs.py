@@ -25,7 +25,7 @@ from trlearner.experiments.data.cache import Draft, cached, fingerprint
 from trlearner.experiments.data.gallery import Gallery, Kind
 from trlearner.experiments.data.handwriting import Hand, drawn
 from trlearner.experiments.data.problem import Request
-from trlearner.experiments.presets.setting import Range, option
+from trlearner.experiments.data.setting import Range, option
 
 SLANTS = "", "-Bold", "-Oblique", "-BoldOblique"
 SEEN = (

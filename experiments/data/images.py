@@ -16,7 +16,7 @@ from trlearner.experiments.data.gallery import Gallery
 from trlearner.experiments.data.models.conv4 import Conv4
 from trlearner.experiments.data.models.resnet12 import ResNet12
 from trlearner.experiments.data.problem import Builder, Metric, Problem, Request
-from trlearner.experiments.presets.setting import Range, option
+from trlearner.experiments.data.setting import Range, option
 
 import trlearner as tr
 

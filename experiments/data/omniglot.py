@@ -20,7 +20,7 @@ from trlearner.experiments.data import listing
 from trlearner.experiments.data.cache import Draft, cached, fingerprint, stamp
 from trlearner.experiments.data.gallery import Gallery, Kind
 from trlearner.experiments.data.problem import Request, need
-from trlearner.experiments.presets.setting import option
+from trlearner.experiments.data.setting import option
 
 PARTS = "images_background", "images_evaluation"
 SIDE = 28

@@ -38,8 +38,8 @@ from trlearner.experiments.data.objects import found, invented
 from trlearner.experiments.data.pickled import load_arrays
 from trlearner.experiments.data.problem import Builder, MissingData, Problem, Request, need
 from trlearner.experiments.data.regression import MSE
+from trlearner.experiments.data.setting import Range, option
 from trlearner.experiments.data.turntable import Turns, Turntable
-from trlearner.experiments.presets.setting import Range, option
 
 DISTINCT = 0.21
 """Buses, fridges and closed cupboards lie below; cars (0.23), desks and all else above."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from trlearner.experiments.data.models.mlp import mlp
 from trlearner.experiments.data.problem import Builder, Metric, Problem, Request, Split
-from trlearner.experiments.presets.setting import Range, option
+from trlearner.experiments.data.setting import Range, option
 
 import trlearner as tr
 

@@ -18,7 +18,7 @@ from trlearner.experiments.data.arrays import stored
 from trlearner.experiments.data.cache import Draft, cached, fingerprint
 from trlearner.experiments.data.gallery import Gallery, Kind
 from trlearner.experiments.data.objects import Thing
-from trlearner.experiments.runs.bar import span
+from trlearner.experiments.data.progress import span
 
 CODE = [Path(str(module.__file__)) for module in (mesh, render, shapes, solids)]
 """What pictures depend on besides the objects; when it changes, they are made anew."""

@@ -38,6 +38,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from torch.nn.functional import mse_loss
+from trlearner.experiments.data.progress import Progress, span
 from trlearner.experiments.demo import plot, table
 from trlearner.experiments.demo.comparison import Settings
 from trlearner.experiments.demo.job import (
@@ -52,8 +53,6 @@ from trlearner.experiments.demo.job import (
 )
 from trlearner.experiments.demo.log import Log, clear
 from trlearner.experiments.demo.workers import each
-from trlearner.experiments.runs.bar import span
-from trlearner.experiments.runs.progress import Progress
 
 import trlearner as tr
 

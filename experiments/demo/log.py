@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
+from trlearner.experiments.runs import events
 
 
 def clear(folder: Path) -> None:
@@ -17,7 +17,7 @@ def clear(folder: Path) -> None:
         old.unlink()
 
 
-class Log:
+class Log(ExitStack):
     """One TensorBoard run per seed and arm, so that their curves lie over each other.
 
     Args:
@@ -25,6 +25,7 @@ class Log:
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder = folder
         self.writers: dict[str, Any] = {}
 
@@ -37,23 +38,8 @@ class Log:
         """A picture ``[height, width, 3]`` of bytes."""
         self.writer(run).add_image(tag, pixels, step, dataformats="HWC")
 
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for writer in self.writers.values():
-            writer.close()
-
     def writer(self, run: str) -> Any:
         """TensorBoard's own, of one run."""
         if run not in self.writers:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what TensorBoard itself imports
-                from torch.utils.tensorboard import SummaryWriter
-            self.writers[run] = SummaryWriter(str(self.folder / run))
+            self.writers[run] = self.enter_context(events.writer(self.folder / run))
         return self.writers[run]

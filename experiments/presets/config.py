@@ -9,7 +9,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, get_type_hints
 
-from trlearner.experiments.presets.setting import Range, check, check_options, given
+from trlearner.experiments.data.setting import Range, check, check_options, given
 
 FORMAT = 1
 """Raised when results of older code are not to be mixed with new ones."""

@@ -12,8 +12,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from trlearner.experiments.data.files import replaced
+from trlearner.experiments.data.setting import given
 from trlearner.experiments.presets.config import Config
-from trlearner.experiments.presets.setting import given
 from trlearner.experiments.reporting import curves, study, tables, trade
 from trlearner.experiments.reporting.study import Cell, Study
 from trlearner.experiments.reporting.tables import Table

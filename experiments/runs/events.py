@@ -1,11 +1,11 @@
-"""What a run writes for TensorBoard: relations, curves, and its settings beside its result (HParams)."""
+"""What runs write for TensorBoard: relations, curves, and settings beside results (HParams)."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from trlearner.experiments.presets.config import Config
@@ -16,7 +16,15 @@ EVERY = 50
 """Steps between two points of a monitor's curve."""
 
 
-class Events:
+def writer(folder: Path, **options: Any) -> Any:
+    """TensorBoard's own, without the warnings of what TensorBoard itself imports."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.utils.tensorboard import SummaryWriter
+    return SummaryWriter(str(folder), **options)
+
+
+class Events(ExitStack):
     """The event file of one run.
 
     Args:
@@ -29,11 +37,9 @@ class Events:
     """
 
     def __init__(self, folder: Path, config: Config, step: int) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what TensorBoard itself imports
-            from torch.utils.tensorboard import SummaryWriter
+        super().__init__()
         self.config = config
-        self.writer: Any = SummaryWriter(str(folder / "events"), purge_step=step + 1)
+        self.writer = self.enter_context(writer(folder / "events", purge_step=step + 1))
         self.monitor = tr.RelationMonitor(self.writer, every=EVERY)
 
     def validation(self, step: int, values: Mapping[str, float]) -> None:
@@ -44,14 +50,3 @@ class Events:
     def finish(self, best: float | None) -> None:
         """The settings, beside the best validation."""
         self.monitor.hparams(self.config.record(), {"best validation": best or 0.0})
-
-    def __enter__(self) -> Events:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.writer.close()

@@ -18,10 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from trlearner.experiments.data.progress import Standing, Tally
 from trlearner.experiments.presets.config import Config
 from trlearner.experiments.runs import claim, worker
 from trlearner.experiments.runs.processes import Processes
-from trlearner.experiments.runs.tally import Standing, Tally
 from trlearner.experiments.runs.worker import Outcome, Run
 
 LOSSES = 2

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from trlearner.experiments.presets.setting import Range, check, given
+from trlearner.experiments.data.setting import Range, check, given
 
 from trlearner.engines.choose import check_name
 

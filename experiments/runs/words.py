@@ -8,7 +8,7 @@ from contextlib import redirect_stderr
 from functools import cache, partial
 from typing import Any
 
-from trlearner.experiments.presets.setting import given
+from trlearner.experiments.data.setting import given
 
 FRAME = "│╭╮╰╯─ \n"
 """What tyro draws around its errors."""

@@ -13,9 +13,9 @@ from pathlib import Path
 import fake_run
 import psutil
 import pytest
+from trlearner.experiments.data.progress import Standing, Tally
 from trlearner.experiments.presets.config import Config
 from trlearner.experiments.runs import claim, grid, sweep, worker
-from trlearner.experiments.runs.tally import Standing, Tally
 
 import trlearner
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import trlearner.experiments
 
 import trlearner
 
@@ -155,6 +156,22 @@ def test_rooms_use_those_below():
     assert {room for edge in edges for room in edge} == set(floor)
     upwards = [(a, b) for a, b in edges if a != b and floor[b] >= floor[a]]
     assert not upwards, f"these rooms use others that lie no lower: {sorted(upwards)}"
+
+
+EXPERIMENTS = ("data", "presets", "runs", "reporting", "demo", "bench", "evidence")
+"""The rooms of the experiments; each uses those before it only."""
+
+
+def test_rooms_of_the_experiments_use_those_before():
+    [home] = trlearner.experiments.__path__
+    upwards, number = [], {room: i for i, room in enumerate(EXPERIMENTS)}
+    for path in Path(home).rglob("*.py"):
+        own = path.relative_to(home).parts[0]
+        module = ".".join(("trlearner.experiments", *path.relative_to(home).with_suffix("").parts))
+        found = imported(path.read_text("utf-8"), module, path.name == "__init__.py")
+        used = {name.split(".")[2] for name in found if name.startswith("trlearner.experiments.")}
+        upwards += [(module, room) for room in used if number[room] > number.get(own, 99)]
+    assert not upwards, f"these modules use rooms that come later: {sorted(upwards)}"
 
 
 PROBE = """

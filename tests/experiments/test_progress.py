@@ -3,9 +3,7 @@
 import sys
 
 import pytest
-from trlearner.experiments.runs.bar import Bar
-from trlearner.experiments.runs.progress import Progress
-from trlearner.experiments.runs.tally import Standing, Tally
+from trlearner.experiments.data.progress import Bar, Progress, Standing, Tally
 
 
 @pytest.fixture
@@ -16,7 +14,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_terminal_has_a_bar(terminal: None) -> None:
     pytest.importorskip("rich")
     with Bar() as bar:
-        assert bar.show(1, 4, "one of four")
+        assert bar.move(1, 4, "one of four")
         [task] = bar.rich.tasks
         assert (task.completed, task.total, task.description) == (1, 4, "one of four")
     assert not bar.rich.live.is_started
@@ -26,10 +24,10 @@ def test_progress_and_tally_move_the_bar(terminal: None) -> None:
     pytest.importorskip("rich")
     with Progress(2, 3) as progress:
         progress.advance(1, 2, "fine")
-        assert "seed 2/2  step 2/3  fine, " in progress.bar.rich.tasks[0].description
+        assert "seed 2/2  step 2/3  fine, " in progress.rich.tasks[0].description
     with Tally() as tally:
         tally.show(Standing(done=1, failed=1, running=2, total=5))
-        assert tally.bar.rich.tasks[0].completed == 2
+        assert tally.rich.tasks[0].completed == 2
 
 
 def test_without_rich_there_are_lines(
