@@ -41,6 +41,12 @@ def test_an_exception_ends_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.full
-def test_both_ways_start_at_the_regularizer() -> None:
-    for call in (way.meta_step(1), way.collected()):
-        assert way.way(call).files[0] == "regularizer/regularizer.py"
+@pytest.mark.unchecked  # a check of shapes moves through the files of types
+def test_the_ways_start_at_the_regularizer_and_stay_short() -> None:
+    """Whoever adds a file or a move on these ways says here what it is good for."""
+    for steps in (1, 5):
+        found = way.way(way.meta_step(steps))
+        assert found.files[0] == "regularizer/regularizer.py"
+        assert len(found.files) <= 15 and found.moves <= 45 + 5 * steps
+    found = way.way(way.collected())
+    assert found.files[0] == "regularizer/regularizer.py" and len(found.files) <= 14

@@ -1,4 +1,4 @@
-"""Calling modules as pure functions of an explicit state, one thread at a time."""
+"""Modules as pure functions of an explicit state, one thread at a time; helpers for states and tensors."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ from trlearner.base.types import State
 
 SEQUENTIAL = (nn.RNNBase, nn.MultiheadAttention)
 """Layers that take one axis of their input for time."""
+
+EPSILON = 1e-6
+"""Keeps the cosine of a zero vector, and its gradient, finite."""
+LARGE = 2.0**30
+"""Vectors with larger entries are scaled down before they are squared."""
 
 mixing: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Layers of these types that were found to take the samples' axis for time; `engines.coupling` finds them."""
@@ -280,6 +285,17 @@ def precision(state: State) -> torch.dtype:
 def take(values: Tensor, choice: Tensor) -> Tensor:
     """Some samples of each task: ``[tasks, samples, ...], [tasks, chosen] -> [tasks, chosen, ...]``."""
     return values[torch.arange(len(values), device=values.device)[:, None], choice]
+
+
+def directions(vectors: Tensor) -> Tensor:
+    """Vectors ``[..., features]`` of at least single precision at length 1: ``v * rsqrt(v.v + eps^2)``.
+
+    Vectors that are not much longer than eps stay shorter, and a vector of zeros stays zero.
+    """
+    # Squares of larger entries would overflow, and a direction become zero.
+    most = vectors.detach().abs().amax(-1, keepdim=True)
+    vectors = vectors / (most / LARGE).clamp(min=1.0)
+    return vectors * torch.rsqrt(vectors.square().sum(-1, keepdim=True) + EPSILON**2)
 
 
 def random_state_kept(x: Tensor) -> AbstractContextManager[None]:

@@ -62,7 +62,9 @@ class InputEncoder(Encoder):
 
     def encode(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """The mean feature of every task: ``[tasks, dim]``."""
-        support = self.extractor.select(self.select, models, state, batch.support)
+        support = batch.support
+        if self.select is not None:
+            support = self.extractor.select(self.select, models, state, support)
         sets = [support] if self.metadata == "support" else [support, batch.query]
         sums, counts = [], []
         for samples in sets:

@@ -91,7 +91,9 @@ class LabelledEncoder(Encoder):
 
     def encode(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """The set encoding of every task: ``[tasks, dim]``."""
-        support = self.extractor.select(self.select, models, state, batch.support)
+        support = batch.support
+        if self.select is not None:
+            support = self.extractor.select(self.select, models, state, support)
         features = self._features(models, state, support)
         width = state["of_features.weight"].shape[1]
         if features.shape[-1] != width:

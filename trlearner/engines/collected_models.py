@@ -12,7 +12,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from trlearner.base.functional import per_task
 from trlearner.base.types import LossFn, State
 from trlearner.engines.adapted import Embedded, Engine
-from trlearner.engines.graph_state import backward_has_passed, clock
+from trlearner.engines.handed_over import backward_has_passed, clock
 from trlearner.tasks.loss import task_losses
 from trlearner.tasks.samples import Samples
 

@@ -149,19 +149,15 @@ class Extractor(nn.Module):
             found = found.to(functional.precision({**models.state, **state}))
         return found
 
-    def select(
-        self, select: Select | None, models: Models, state: State, support: Samples
-    ) -> Samples:
+    def select(self, select: Select, models: Models, state: State, support: Samples) -> Samples:
         """The most telling samples of every task by their features; see `select_samples`.
 
         Args:
-            select: Which; ``None`` for all.
+            select: Which.
             models: As in `features`.
             state: As in `features`.
             support: The samples.
         """
-        if select is None:
-            return support
         check_select(select)  # it may have been set anew
         with torch.no_grad():
             features = self.features(models, state, support.x, support.mask)

@@ -19,8 +19,8 @@ from trlearner.base.checks import (
 from trlearner.base.types import LossFn, SeesParts
 from trlearner.base.warn import warn
 from trlearner.engines.collected_models import CollectedModels, Predict, without_gradient
+from trlearner.engines.handed_over import bindings, rebound, same
 from trlearner.engines.second_order import explain_backward, sound
-from trlearner.regularizer.late_binding import bindings, rebound, same
 from trlearner.regularizer.output import Term
 from trlearner.regularizer.two_phase import Adapt, Answer, Cut, cut
 from trlearner.tasks.batch import TaskBatch

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trlearner.base.checks import check_number, check_tensor, check_whole
-from trlearner.base.directions import directions
+from trlearner.base.functional import directions
 
 TEMPERATURE = 0.1
 ITERATIONS = 20

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trlearner.base.checks import check_generator, check_number, check_tensor, check_whole
-from trlearner.base.directions import directions
+from trlearner.base.functional import directions
 from trlearner.base.warn import warn
 
 

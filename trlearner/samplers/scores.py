@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trlearner.base.checks import check_function, check_whole, shown
-from trlearner.base.directions import directions
+from trlearner.base.functional import directions
 from trlearner.samplers.evidence import Evidence
 from trlearner.tasks.coding import EPS, SIGMA2, coding_rates, masked_rows, unit_rows
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from trlearner.base.directions import directions
+from trlearner.base.functional import directions
 
 EPS = 1e-6
 SIGMA2 = 0.5

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import trlearner as tr
+from trlearner.engines.handed_over import bindings, rebound, same
 from trlearner.regularizer.collect import Collected
-from trlearner.regularizer.late_binding import bindings, rebound, same
 
 NET = contracts.net()
 TASKS = contracts.tasks_of(contracts.regression_batch(tasks=3, support=2))
