@@ -16,7 +16,7 @@ def main(steps: int = 101) -> None:
     torch.manual_seed(0)
     net = network()
     params = dict(net.named_parameters())
-    reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=32))
+    reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=32, features=1, targets=1))
     optimizer = torch.optim.Adam([*net.parameters(), *reg.parameters()])
 
     def ask(params: Params, x: Tensor, y: Tensor) -> Tensor:

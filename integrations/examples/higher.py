@@ -13,7 +13,7 @@ def main(steps: int = 101) -> None:
     torch.manual_seed(0)
     net = network()
     inner = torch.optim.SGD(net.parameters(), lr=0.02)
-    reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=32))
+    reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=32, features=1, targets=1))
     optimizer = torch.optim.Adam([*net.parameters(), *reg.parameters()])
     for step in range(steps):
         batch, tasks, loss = meta_batch(), reg.collect(), torch.zeros(())

@@ -12,7 +12,7 @@ import trlearner as tr
 def main(steps: int = 101) -> None:
     torch.manual_seed(0)
     maml = l2l.algorithms.MAML(network(), lr=0.02)
-    reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=32))
+    reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=32, features=1, targets=1))
     optimizer = torch.optim.Adam([*maml.parameters(), *reg.parameters()])
     for step in range(steps):
         batch, tasks, loss = meta_batch(), reg.collect(), torch.zeros(())

@@ -14,7 +14,7 @@ import trlearner as tr
 def main(steps: int = 101) -> None:
     torch.manual_seed(0)
     net = MetaSequential(MetaLinear(1, 40), nn.ReLU(), MetaLinear(40, 1))
-    reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=32))
+    reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=32, features=1, targets=1))
     optimizer = torch.optim.Adam([*net.parameters(), *reg.parameters()])
     for step in range(steps):
         x, y, xq, yq = stacked(meta_batch())

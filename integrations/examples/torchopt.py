@@ -13,7 +13,7 @@ def main(steps: int = 101) -> None:
     torch.manual_seed(0)
     net = network()
     inner = torchopt.MetaSGD(net, lr=0.02)
-    reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=32))
+    reg = tr.TRLearner(encoder=tr.LabelledEncoder(None, dim=32, features=1, targets=1))
     parameters = [*net.parameters(), *reg.parameters()]
     optimizer = torch.optim.Adam(parameters)
     for step in range(steps):

@@ -21,7 +21,6 @@ def test_what_is_right_passes():
     checks.check_generator(None)
     checks.check_tensor("x", torch.zeros(2, 3), "tasks, dim")
     checks.check_tensor("x", torch.zeros(2, 3, 4), "tasks, ...")
-    assert checks.check_pair("p", (torch.zeros(1), torch.zeros(1))) is None
 
 
 @pytest.mark.parametrize(
@@ -41,7 +40,6 @@ def test_what_is_right_passes():
         (lambda: checks.check_tensor("x", [1], "tasks, dim"), r"x must be a tensor \[tasks, dim\], got"),
         (lambda: checks.check_tensor("x", torch.zeros(2), "tasks, dim"), r"got a tensor \[2\] of torch"),
         (lambda: checks.check_tensor("x", torch.zeros(2), "tasks, samples, ..."), r"x must be \[tasks"),
-        (lambda: checks.check_pair("p", (1, 2)), r"p must be a pair \(x, y\) of tensors"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_refused_by_name(check, text: str):

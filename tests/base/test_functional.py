@@ -11,7 +11,6 @@ from trlearner.base.functional import (
     check_statistics,
     couples_samples,
     discarded_statistics,
-    per_task,
     pure_call,
     take,
     tensors,
@@ -280,28 +279,7 @@ def test_statistics_loaded_without_the_counter_are_accepted():
         check_statistics(model)
 
 
-# ---- per_task, tensors, take --------------------------------------------------------------------
-
-
-def test_per_task_stacks_real_samples():
-    x = torch.arange(12.0).reshape(2, 3, 2)
-    mask = torch.tensor([[True, False, True], [False, True, True]])
-    seen = []
-
-    def double(i: int, keep) -> Tensor:
-        seen.append(x[i][keep].shape[0])
-        return 2 * x[i][keep]
-
-    assert_close(per_task(double, None, 2), 2 * x, **EXACT)
-    assert_close(per_task(double, mask, 2), 2 * x * mask[..., None], **EXACT)
-    assert seen == [3, 3, 2, 2]
-
-
-def test_per_task_is_differentiable_under_a_mask():
-    x = torch.randn(2, 3, requires_grad=True)
-    mask = torch.tensor([[True, False, True], [False, True, True]])
-    per_task(lambda i, keep: x[i][keep] ** 2, mask, 2).sum().backward()
-    assert_close(x.grad, torch.where(mask, 2 * x.detach(), 0.0), **EXACT)
+# ---- tensors, take ------------------------------------------------------------------------------
 
 
 def test_tensors_are_the_parameters_and_buffers():

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import trlearner as tr
+from regularizer.test_nested import Words, batch, draw_words, of_words
 from trlearner.diagnostics.doctor.explain import explain
 
 
@@ -310,3 +311,11 @@ def test_cudnn_recurrent_layers():
     assert found["fails"].layer == "1.inner" and "cudnn.flags(enabled=False)" in found["fails"].fix
     with torch.backends.cudnn.flags(enabled=False):
         assert tr.doctor(model, batch).ok
+
+
+def test_a_model_of_several_inputs_and_outputs_is_looked_at_whole() -> None:
+    model, tasks = Words().double(), batch(draw_words)
+    assert tr.doctor(model, tasks, loss_fn=of_words).findings == ()
+    wrong = Words()  # float32, where the numbers are double
+    (finding,) = tr.doctor(wrong, tasks, loss_fn=of_words).findings
+    assert finding.layer == "body" and "same dtype" in finding.problem

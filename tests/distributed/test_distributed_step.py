@@ -8,6 +8,8 @@ import torch
 from rank_problem import ALIGNED, EXACT, Problem, check_equal, made, problems
 from ranks import Ranks
 
+import trlearner as tr
+from regularizer.test_nested import Words, batch, draw_words, of_words
 from trlearner.distributed import broadcast, own_tasks, sync_gradients
 
 TWO = {
@@ -64,6 +66,40 @@ def test_ranks_equal_one_where_nobody_asks_the_second(four: Ranks, name: str) ->
 def test_four_ranks_equal_one_whatever_the_step(four: Ranks, counts: list[int]) -> None:
     for problem in problems(counts).values():
         check_equal(four(problem))
+
+
+def structured(rank: int, size: int) -> dict[str, float]:
+    """Dicts of inputs, targets and predictions, in tasks of unequal sizes."""
+    whole = batch(draw_words, unequal=True)
+    share = whole[:2] if rank == 0 else whole[2:]
+    found = {}
+    for name, encoder in (("labelled", 3), ("update", 0)):
+        made = []
+        for tasks in (share, whole):
+            torch.manual_seed(0)
+            learner = tr.MAML(Words().double(), lr=0.1, steps=1, engine="batched")
+            of = tr.UpdateEncoder(8) if not encoder else tr.LabelledEncoder(None, 4, 12, encoder)
+            reg = tr.TRLearner(of, lam=0.5, loss_fn=of_words).double()
+            step = tr.MetaStep(learner, reg) if tasks is share else reg
+            out = step(tasks) if tasks is share else reg(learner, tasks)
+            out.loss.backward()
+            if tasks is share:
+                sync_gradients(learner, reg)
+            made.append((out, [p.grad for p in learner.parameters()]))
+        (mine, grads), (all_of_it, wanted) = made
+        found[f"loss, {name}"] = abs(mine.loss.item() - all_of_it.loss.item())
+        found[f"task_loss, {name}"] = abs(mine.task_loss.item() - all_of_it.task_loss.item())
+        worst = max(float((a - b).abs().max()) for a, b in zip(grads, wanted, strict=True))
+        found[f"gradient, {name}"] = worst
+        place = slice(0, 2) if rank == 0 else slice(2, 3)
+        said = (mine.predictions["mean"] - all_of_it.predictions["mean"][place]).abs()
+        found[f"predictions, {name}"] = float(said.max())
+    return found
+
+
+def test_two_ranks_equal_one_on_structures(two: Ranks) -> None:
+    for one in two(structured):
+        assert max(one.values()) <= EXACT, one
 
 
 def looked_at(rank: int, size: int) -> dict[str, float]:

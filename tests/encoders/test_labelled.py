@@ -316,3 +316,37 @@ def test_nothing_is_settled_where_the_relation_term_is_skipped():
     reg.lam = 0.0
     assert torch.isfinite(reg(learner(), three()).loss)
     assert len(waiting(e)) == 3
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("extractor", [None, nn.Linear(3, 5)])
+def test_an_encoder_for_a_batch_has_all_its_parameters(
+    labels: bool, extractor: nn.Module | None
+) -> None:
+    x = torch.rand(3, 6, 3)
+    y = (torch.arange(6) % 2).expand(3, 6) if labels else torch.rand(3, 6, 2)
+    batch = tr.TaskBatch((x, y), (x, y), ways=2 if labels else None)
+    encoder = tr.LabelledEncoder.for_batch(batch, 4, extractor, hidden=7, own=True)
+    shapes = {name: list(p.shape) for name, p in encoder.named_parameters()}
+    assert shapes["of_features.weight"] == [7, 3 if extractor is None else 5]
+    assert shapes.get("of_targets.weight") == (None if labels else [7, 2])
+    loss_fn = nn.functional.cross_entropy if labels else nn.functional.mse_loss
+    out = tr.TRLearner(encoder, loss_fn=loss_fn)(tr.MAML(nn.Linear(3, 2), steps=1), batch)
+    out.loss.backward()
+    assert {n: list(p.shape) for n, p in encoder.named_parameters()} == shapes
+    assert all(p.grad is not None for p in encoder.parameters())
+
+
+def test_classes_and_numbers_are_told_apart() -> None:
+    x = torch.rand(3, 6, 3)
+    numbers = tr.TaskBatch((x, x), (x, x))
+    with pytest.raises(ValueError, match=r"ways=2 is for labels and targets=1 for numbers"):
+        tr.LabelledEncoder(None, dim=4, ways=2, targets=1)
+    reg = tr.TRLearner(tr.LabelledEncoder(None, dim=4, features=3, ways=2))
+    with pytest.raises(
+        ValueError, match="is for class labels, but the batch's targets are numbers"
+    ):
+        reg(tr.MAML(nn.Linear(3, 3), steps=1), numbers)
+    labels = torch.zeros(3, 6, dtype=torch.long)
+    with pytest.raises(ValueError, match="batch must say how many classes there are"):
+        tr.LabelledEncoder.for_batch(tr.TaskBatch((x, labels), (x, labels)), 4)

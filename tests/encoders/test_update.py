@@ -425,9 +425,15 @@ def test_arguments_are_checked(options: dict[str, object], message: str) -> None
 
 
 @pytest.mark.unchecked
-def test_it_has_no_prototypes() -> None:
-    with pytest.raises(ValueError, match="which UpdateEncoder does not have"):
-        regularizer(align="sinkhorn", loss_fn=contracts.cross_entropy)
+def test_classes_are_aligned_by_their_mean_inputs() -> None:
+    """As `LabelledEncoder` without an extractor has them."""
+    x = torch.rand(3, 6, 2)
+    y = (torch.arange(6) % 2).expand(3, 6)
+    batch = tr.TaskBatch((x, y), (x, y), ways=2)
+    models = tr.MAML(nn.Linear(2, 2), steps=1).adapt(batch.support, contracts.cross_entropy)
+    found = tr.UpdateEncoder(4).prototypes({}, batch, models)
+    wanted = [torch.stack([x[i][y[i] == c].mean(0) for c in range(2)]) for i in range(3)]
+    torch.testing.assert_close(found, torch.stack(wanted))
 
 
 def test_a_parameter_that_is_a_single_number_is_sketched() -> None:

@@ -48,7 +48,7 @@ DATA = {
     "width": (Net, X[..., :2], rf"{BODY} 3 features .*in_features=3\), .* \[5, 2\] on cpu"),
     "inside": (lambda: Net(hidden=6), X, r"layer 'head' \(Linear\) takes 6 features .* \[5, 4\]"),
     "device": (lambda: Net().to("meta"), X, rf"{BODY} inputs on meta, .* on cpu .*batch.to\('meta'\)"),
-    "pair": (Pair, X, r"the model must return one tensor \[samples, ...\], got tuple"),
+    "pair": (Pair, X, r"what the model returns, several tensors .* name it: output=0"),
     "pooled": (Pooled, X, r"the model must return predictions \[samples, ...\] with samples = 5"),
 }  # fmt: skip
 

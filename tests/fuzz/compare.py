@@ -14,6 +14,7 @@ from torch import Tensor
 import trlearner as tr
 from fuzz.draw_case import Problem
 from trlearner.engines.graph import NotCompilable
+from trlearner.tasks.nested import as_data, flat
 
 Values = dict[str, Tensor]
 """All outputs of a meta-step and all its gradients, by name."""
@@ -78,9 +79,9 @@ def step(problem: Problem, engine: str) -> Values:
 def outputs(out: tr.Output, batch: tr.TaskBatch) -> Values:
     """All that an `Output` holds; of predictions those of real queries."""
     found = {f.name: getattr(out, f.name) for f in fields(out) if f.name != "engine"}
+    answers = flat(as_data(found.pop("predictions")), 2)[batch.query.is_real()].detach()
     values = {name: t.detach() for name, t in found.items() if t is not None}
-    values["predictions"] = values["predictions"][batch.query.is_real()]
-    return values
+    return values | {"predictions": answers}
 
 
 def gradients(loss: Tensor, problem: Problem) -> Values:

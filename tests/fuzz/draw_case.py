@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import trlearner as tr
 from fuzz.draw_model import Model, Net, build_model, disturb, draw_inputs, draw_model
+from trlearner.tasks.nested import flat
 
 CLASSES = ("classes", "classes smoothed", "classes weighted")
 OUTPUTS = {"values": (2,), "one value": (1,), "scalars": (), "grid": (2, 2), "shares": (3,)}
@@ -39,6 +40,8 @@ class Case:
     extractor: str
     encoding: dict[str, Any]
     regularizer: dict[str, Any]
+    inputs: str = "tensor"
+    structured: bool = False  # predictions and targets of two tensors
 
     @property
     def ways(self) -> int | None:
@@ -99,7 +102,12 @@ def draw(number: int, single: bool = False) -> Case:
     )
     if encoder in ("input", "labelled"):
         case.encoding["select"] = random.choice([None, None, 2, 0.5])
-    return case
+    plain = encoder == "function" or (encoder != "update" and case.extractor != "inputs")
+    if plain or learner in SOLVED:
+        return case
+    whole = learner != "anil" and case.regularizer["head"] is None and targets in OUTPUTS
+    inputs = random.choice(["tensor", "dict", "tuple"])
+    return replace(case, inputs=inputs, structured=whole and random.random() < 0.5)
 
 
 def _learner_options(random: Random, learner: str, single: bool) -> dict[str, Any]:
@@ -160,6 +168,7 @@ def _options(
 def build(case: Case) -> Problem:
     """The same objects at every call."""
     model = build_model(case.model, case.outputs, case.number)
+    model.structured = case.structured
     batch = _batch(case)
     learner = _learner(case, model)
     reg = _regularizer(case, model, learner, batch)
@@ -214,7 +223,7 @@ def _encoder(case: Case, model: Net, learner: tr.Learner, batch: tr.TaskBatch) -
         return tr.FunctionEncoder(probe, outputs, **options)
     extractor: nn.Module | None = None
     own = case.extractor == "own"
-    width = batch.support.x[0, 0].numel()
+    width = flat(batch.support.x, 2).shape[-1]
     if case.extractor == "body":
         extractor, width = model.body, model.features
     elif own:
@@ -223,7 +232,7 @@ def _encoder(case: Case, model: Net, learner: tr.Learner, batch: tr.TaskBatch) -
         extractor, width = Floats(extractor), FEATURES
     if case.encoder == "input":
         return tr.InputEncoder(extractor, width, own=own, **options)
-    widths = {"features": width, "targets": max(1, batch.support.y[0, 0].numel())}
+    widths = {"features": width, "targets": flat(batch.support.y, 2).shape[-1]}
     if options.pop("lazy"):
         widths = {}
     return tr.LabelledEncoder(extractor, DIM, hidden=6, own=own, **widths, **options)
@@ -240,7 +249,22 @@ class Floats(nn.Module):
         return self.inner(x.to(self.inner[1].weight.dtype))
 
 
+class OfBoth:
+    """The loss of predictions of two tensors."""
+
+    def __init__(self, loss: tr.types.LossFn) -> None:
+        self.loss = loss
+
+    def __call__(self, p: dict[str, Any], y: dict[str, Any]) -> Tensor:
+        return self.loss(p["one"], y["one"]) + self.loss(p["rest"][0], y["rest"][0])
+
+
 def _loss(case: Case) -> tr.types.LossFn:
+    loss = _loss_of_one(case)
+    return OfBoth(loss) if case.structured else loss
+
+
+def _loss_of_one(case: Case) -> tr.types.LossFn:
     if case.targets == "classes smoothed":
         return nn.CrossEntropyLoss(label_smoothing=0.1)
     if case.targets == "classes weighted":
@@ -261,7 +285,15 @@ def _batch(case: Case) -> tr.TaskBatch:
     return tr.TaskBatch.from_tasks(pairs, ways=case.ways)
 
 
-def _samples(case: Case, size: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
+def _samples(case: Case, size: int, g: torch.Generator) -> tuple[Any, Any]:
+    x, y = _pair(case, size, g)
+    if case.inputs != "tensor":
+        shift = torch.randn(size, generator=g, dtype=torch.float64)
+        x = {"x": x, "shift": shift} if case.inputs == "dict" else (x, shift)
+    return x, {"one": y, "rest": (y.flip(0),)} if case.structured else y
+
+
+def _pair(case: Case, size: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
     x = draw_inputs(case.model, size, generator=g)
     if case.targets in CLASSES:
         y = torch.arange(size) % WAYS

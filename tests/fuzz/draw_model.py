@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -289,8 +290,13 @@ class Net(nn.Module):
         if "head partly frozen" in model.extras:
             self.head[0].bias.requires_grad_(False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
+    structured = False
+    """Whether predictions are two tensors in a dict and a tuple."""
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Any:
+        features = self.body(x)
+        found = self.head(features if shift is None else features + shift[..., None])
+        return {"one": found, "rest": (0.5 * found,)} if self.structured else found
 
 
 def draw_model(random: Random) -> Model:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import reference
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -15,6 +16,7 @@ import trlearner as tr
 from fuzz.compare import GRADIENT, Values, gradients, outputs, step
 from fuzz.draw_case import Problem
 from trlearner.regularizer.meta_step import looks
+from trlearner.tasks.nested import as_data, flat, raw
 
 Variant = Callable[[Problem, str], Values | None]
 """What a problem yields on an engine by another way; ``None`` where there is none."""
@@ -78,7 +80,8 @@ def related(problem: Problem, engine: str) -> Values | None:
     learner, reg, batch = problem.learner, problem.regularizer, problem.batch
     learner.engine = engine
     adapted = learner.adapt(batch.support, reg.loss_fn)
-    values = {"predictions": adapted(batch.query)[batch.query.is_real()].detach()}
+    answers = flat(as_data(adapted(batch.query)), 2)
+    values = {"predictions": answers[batch.query.is_real()].detach()}
     if reg.lam:
         values["relations"] = reg.relate(learner, batch)
     return values
@@ -87,18 +90,21 @@ def related(problem: Problem, engine: str) -> Values | None:
 def collected(problem: Problem, engine: str) -> Values | None:
     """By `TRLearner.collect` around an inner loop that is written without the library."""
     case = problem.case
-    foreign = case.learner == "tnet" or case.encoder == "update" or case.regularizer["head"]
+    foreign = case.learner == "tnet" or case.regularizer["head"]
     if engine != "loop" or foreign:
         return None  # a loop of the user's own has no such thing
     reg, batch, losses, answers = problem.regularizer, problem.batch, [], []
     reg.generator.manual_seed(case.number)
-    tasks = reg.collect(together=bool(case.number % 2) and not _couples(problem), ways=case.ways)
+    together = bool(case.number % 2) and not _couples(problem)
+    start = {n: p for n, p in problem.learner.model.named_parameters() if adapts(problem, n, p)}
+    tasks = reg.collect(together=together, ways=case.ways, start=start)
     for i in range(case.tasks):
-        support, query = batch.support.real(i), batch.query.real(i)
-        predict = adapted_by_hand(problem, *support)
-        tasks.add(predict, support=support, query=query)
-        answers.append(predict(query[0]))
-        losses.append(reg.loss_fn(answers[-1], query[1]))
+        support, query = (tuple(map(raw, s.real(i))) for s in (batch.support, batch.query))
+        predict, fast = adapted_by_hand(problem, *support)
+        tasks.add(predict, support=support, query=query, fast=fast)
+        said = predict(query[0])
+        answers.append(flat(as_data(said), 1))
+        losses.append(reg.loss_fn(said, query[1]))
     own = torch.stack(losses).mean()
     loss = own + tasks.penalty()
     related = torch.zeros_like(own) if tasks.term is None else tasks.term.loss
@@ -109,15 +115,19 @@ def collected(problem: Problem, engine: str) -> Values | None:
     return {n: t.detach() for n, t in values.items()} | gradients(loss, problem)
 
 
-def adapted_by_hand(problem: Problem, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-    """One task's adapted model, by the formulas of `reference`."""
+def adapted_by_hand(
+    problem: Problem, x: Any, y: Any
+) -> tuple[Callable[[Any], Any], dict[str, Tensor] | None]:
+    """One task's adapted model and parameters, by the formulas of `reference`."""
     learner, loss_fn = problem.learner, problem.regularizer.loss_fn
     model = learner.model
 
-    def run(params: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    def run(params: dict[str, Tensor], inputs: Any) -> Any:
         given = {name: b.clone() for name, b in model.named_buffers()}  # which a forward updates
         given |= {place: params[name] for place, name in places.items()}
-        return functional_call(model, given, (inputs,), tie_weights=False)
+        args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
+        args = args if isinstance(args, tuple) else (args,)
+        return functional_call(model, given, args, kwargs, tie_weights=False)
 
     # Where torch resolves ties, it restores a module that has two names wrongly.
     params = dict(model.named_parameters())
@@ -128,16 +138,21 @@ def adapted_by_hand(problem: Problem, x: Tensor, y: Tensor) -> Callable[[Tensor]
         for name, p in module.named_parameters(recurse=False)
     }
     if isinstance(learner, tr.ProtoNet):
-        return by_distance(lambda inputs: run(params, inputs).flatten(1), x, y, problem.case.ways)
+        ways = problem.case.ways
+        return by_distance(lambda inputs: run(params, inputs).flatten(1), x, y, ways), None
     if isinstance(learner, tr.BayesHead):
-        return by_posterior(lambda inputs: run(params, inputs).flatten(1), x, y, learner)
-    names = [name for name, p in params.items() if p.requires_grad]
-    if isinstance(learner, tr.ANIL):
-        names = [name for name in names if name.startswith("head.")]
+        return by_posterior(lambda inputs: run(params, inputs).flatten(1), x, y, learner), None
+    names = [name for name, p in params.items() if adapts(problem, name, p)]
     adapted = reference.adapt(
         run, params, names, x, y, loss_fn, rates(problem), learner.steps, learner.first_order
     )
-    return lambda inputs: run(adapted, inputs)
+    return lambda inputs: run(adapted, inputs), {name: adapted[name] for name in names}
+
+
+def adapts(problem: Problem, name: str, parameter: nn.Parameter) -> bool:
+    """Whether the inner loop moves a parameter of the model."""
+    everywhere = not isinstance(problem.learner, tr.ANIL)
+    return parameter.requires_grad and (everywhere or name.startswith("head."))
 
 
 def by_distance(

@@ -42,6 +42,7 @@ def learners() -> dict:
         "docs/doctor.md",
         "docs/learners.md",
         "docs/method.md",
+        "docs/models.md",
         "docs/monitor.md",
         "docs/sampler.md",
         *later("docs/when-it-helps.md"),  # remembers a hundred tasks

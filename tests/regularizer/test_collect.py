@@ -471,9 +471,9 @@ X, Y = torch.rand(5, 2).double(), torch.rand(5, 3).double()
         (
             (X[:, :1], Y),
             (X, Y),
-            "support samples must have one shape in all tasks, got .x, y. shapes",
+            r"support x must have one shape of a sample in all tasks, got .2. in task 0 and .1. in",
         ),
-        ((X, Y), (X, Y[:, :2]), "query samples must have one shape in all tasks"),
+        ((X, Y), (X, Y[:, :2]), "query y must have one shape of a sample in all tasks"),
     ],
 )
 def test_samples_that_do_not_fit_are_refused(support, query, told: str) -> None:  # type: ignore[no-untyped-def]
@@ -546,7 +546,7 @@ def test_what_cannot_be_collected_is_refused() -> None:
     for factor in (1, 2):
         other = (pair[0] + factor, pair[1])
         tasks.add(lambda x, factor=factor: factor * x, support=other, query=other)
-    with pytest.raises(ValueError, match="UpdateEncoder looks at what a trlearner learner changed"):
+    with pytest.raises(ValueError, match="UpdateEncoder looks at what adaptation changed"):
         tasks.penalty()
 
 

@@ -515,8 +515,8 @@ def test_options_are_checked_when_they_are_set() -> None:
         TypeError, match="options must be an Options, got 'sum'. dataclasses.replace"
     ):
         reg.options = "sum"
-    other = tr.TRLearner(tr.UpdateEncoder(4))
-    with pytest.raises(ValueError, match="which UpdateEncoder does not have"):
+    other = tr.TRLearner(tr.FunctionEncoder(torch.zeros(4, 1)))
+    with pytest.raises(ValueError, match="which FunctionEncoder does not have"):
         other.options = replace(other.options, align="sinkhorn")
     with pytest.raises(FrozenInstanceError):
         reg.options.top_k = 2

@@ -146,14 +146,3 @@ def check_tensor(name: str, value: Any, axes: str) -> None:
     least = len(names) - (names[-1] == "...")
     if value.ndim < least or (value.ndim > least and names[-1] != "..."):
         raise ValueError(f"{name} must be [{axes}], got {shown(value)}.")
-
-
-def check_pair(name: str, value: Any, axes: str = "samples, ...") -> None:
-    """Refuse what is no pair of tensors.
-
-    Raises:
-        TypeError: Naming the argument.
-    """
-    pair = isinstance(value, (tuple, list)) and len(value) == 2
-    if not pair or not all(isinstance(part, Tensor) for part in value):
-        raise TypeError(f"{name} must be a pair (x, y) of tensors [{axes}], got {shown(value)}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from threading import Lock, get_ident
 from types import TracebackType
@@ -30,8 +30,8 @@ mixing: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Layers of these types that were found to take the samples' axis for time; `engines.coupling` finds them."""
 
 
-def pure_call(module: nn.Module, state: State, *args: Any) -> Any:
-    """``module(*args)`` with `state` in place of its parameters and buffers.
+def pure_call(module: nn.Module, state: State, *args: Any, **kwargs: Any) -> Any:
+    """``module(*args, **kwargs)`` with `state` in place of its parameters and buffers.
 
     Neither the module nor `state` is changed: statistics that a forward would update (BatchNorm's
     running mean and its kin) are computed and discarded, other buffers are cloned. Another thread that runs
@@ -41,6 +41,7 @@ def pure_call(module: nn.Module, state: State, *args: Any) -> Any:
         module: Any module.
         state: Tensors by the module's own names; what is missing is taken from the module.
         *args: What its forward takes.
+        **kwargs: What it takes by name.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -60,7 +61,7 @@ def pure_call(module: nn.Module, state: State, *args: Any) -> Any:
                     value = state.get(first.setdefault(id(tensor), path), tensor)
                     given[path] = value.clone() if name in one._buffers else value
         # Ties are resolved above: torch would swap a module of two names twice, and restore once.
-        return torch.func.functional_call(module, given, args, tie_weights=False)
+        return torch.func.functional_call(module, given, args, kwargs, tie_weights=False)
 
 
 class Busy(RuntimeError):
@@ -210,29 +211,6 @@ _updated: weakref.WeakKeyDictionary[_NormBase, list[tuple[int, int]]] = weakref.
 """Layers whose running statistics were seen to be updated, and how often these had been written to."""
 
 
-def per_task(
-    function: Callable[[int, slice | Tensor], Tensor], mask: Tensor | None, tasks: int
-) -> Tensor:
-    """Stacks ``function(task, keep)`` over tasks, where ``keep`` selects a task's real samples.
-
-    Args:
-        function: Returns ``[real samples, ...]``.
-        mask: ``[tasks, samples]``, true where a sample is real.
-        tasks: How many.
-
-    Returns:
-        ``[tasks, samples, ...]``, zero where no sample is real.
-    """
-    if mask is None:
-        return torch.stack([function(i, slice(None)) for i in range(tasks)])
-    rows = []
-    for i in range(tasks):
-        real = function(i, mask[i])
-        padded = real.new_zeros(mask.shape[1], *real.shape[1:])
-        rows.append(padded.index_put((mask[i],), real))
-    return torch.stack(rows)
-
-
 def members(module: nn.Module) -> dict[str, Tensor]:
     """A module's parameters and buffers themselves, each by the first of its names."""
     modules, found = dict(module.named_modules()), {}
@@ -282,7 +260,7 @@ def precision(state: State) -> torch.dtype:
     return functools.reduce(torch.promote_types, kinds, torch.float32)
 
 
-def take(values: Tensor, choice: Tensor) -> Tensor:
+def take(values: Any, choice: Tensor) -> Any:
     """Some samples of each task: ``[tasks, samples, ...], [tasks, chosen] -> [tasks, chosen, ...]``."""
     return values[torch.arange(len(values), device=values.device)[:, None], choice]
 
@@ -298,7 +276,7 @@ def directions(vectors: Tensor) -> Tensor:
     return vectors * torch.rsqrt(vectors.square().sum(-1, keepdim=True) + EPSILON**2)
 
 
-def random_state_kept(x: Tensor) -> AbstractContextManager[None]:
+def random_state_kept(x: Any) -> AbstractContextManager[None]:
     """Whatever is drawn inside, on the CPU or on the device of `x`, leaves no trace outside."""
     return torch.random.fork_rng(devices=[x.device] if x.is_cuda else [])
 

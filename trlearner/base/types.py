@@ -12,8 +12,11 @@ State = Mapping[str, Tensor]
 Fast = Mapping[str, Tensor]
 """What adaptation made of a task, by name; a learner's own business to read."""
 
-LossFn = Callable[[Tensor, Tensor], Tensor]
-"""``loss_fn(predictions [samples, ...], targets [samples, ...]) -> scalar mean``, for one task."""
+LossFn = Callable[[Any, Any], Tensor]
+"""``loss_fn(predictions [samples, ...], targets [samples, ...]) -> scalar mean``, for one task.
+
+It is given what the model returns and the targets as they were given: tensors, or structures of tensors.
+"""
 
 
 class SeesParts(type(Protocol)):  # type: ignore[misc]

@@ -39,6 +39,7 @@ from trlearner.regularizer.output import Output, Term
 from trlearner.regularizer.regularizer import TRLearner
 from trlearner.relations.consistency import mixture_kind
 from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.nested import raw, unpacked
 from trlearner.tasks.queries import choose_queries, query_keys
 from trlearner.tasks.samples import Samples
 
@@ -146,7 +147,7 @@ def _kinds(local: Local, ways: int | None) -> dict[str, str]:
     """What must be the same of all ranks' tasks, in words."""
     tensors = {"predictions": local.predictions[:, 0]}
     if local.questions is not None:
-        tensors |= {name: t for name, t in local.questions._asdict().items() if t is not None}
+        tensors |= local.questions.tensors()
     found = {name: f"{list(t.shape[1:])} of {t.dtype}" for name, t in tensors.items()}
     graded = ", ".join(name for name, t in tensors.items() if t.requires_grad)
     return found | {"mixture": local.mixture, "ways": str(ways), "what has gradients": graded}
@@ -173,7 +174,8 @@ def _output(
     task_loss, relation_loss, confidence = sums.to(own.dtype).unbind()
     whole = (sums[0] + reg.lam * sums[1]).to(mine.dtype)
     loss, seen = whole + scale * (mine - mine.detach()), local.predictions.detach()
+    structured = raw(unpacked(seen, local.models.learner.layout, 2))
     more = {} if term is None else looks(term)
     if more.get("alignment_confidence") is not None:
         more["alignment_confidence"] = confidence / (total - 1)
-    return Output(loss, task_loss, relation_loss, seen, local.models.engine, **more)
+    return Output(loss, task_loss, relation_loss, structured, local.models.engine, **more)

@@ -19,6 +19,7 @@ from trlearner.regularizer.options import Options
 from trlearner.regularizer.output import Term
 from trlearner.relations.consistency import mix, neighbours, weights_of
 from trlearner.relations.similarity import relation_matrix
+from trlearner.tasks.nested import Data, arranged, leaves
 from trlearner.tasks.samples import Samples
 
 Mixture = Literal["values", "logits"]
@@ -28,16 +29,22 @@ class Questions(NamedTuple):
     """What tasks bring to the relation term, of one rank or of all."""
 
     embeddings: Tensor  # [tasks, dim]
-    features: Tensor  # the queries that models are asked about, as they take them
+    features: Data  # the queries that models are asked about, as they take them
     prototypes: Tensor | None  # [tasks, classes, features], if classes are aligned
     mask: Tensor | None  # [tasks, queries], if there is one
     choice: Tensor | None  # [tasks, chosen], if queries are chosen after the forward pass
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that there are, by name and path."""
+        there = {name: value for name, value in self._asdict().items() if value is not None}
+        return {f"{n}{path}": leaf for n, value in there.items() for path, leaf in leaves(value)}
+
     def gathered(self, ranks: Ranks) -> Questions:
         """Those of all ranks' tasks, with a graph."""
-        there = {name: t for name, t in self._asdict().items() if t is not None}
-        rows = gather(ranks, *there.values())
-        return self._replace(**dict(zip(there, rows, strict=True)))
+        there = self.tensors()
+        rows = dict(zip(there, gather(ranks, *there.values()), strict=True))
+        features = [rows.pop(f"features{path}") for path, _ in leaves(self.features)]
+        return self._replace(features=arranged(self.features, features), **rows)
 
 
 class Local(NamedTuple):

@@ -15,6 +15,7 @@ from trlearner.encoders.protocol import Encoder, check_width
 from trlearner.engines.adapted import Models
 from trlearner.learners.protocol import Learner
 from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.nested import Nested, shown
 from trlearner.tasks.samples import Samples
 
 
@@ -73,6 +74,11 @@ class FunctionEncoder(Encoder):
     def prepare(self, learner: Learner | None, batch: TaskBatch) -> None:
         """Refuses a probe that is unlike the batch's inputs, before any graph is made of it."""
         x = batch.support.x
+        if isinstance(x, Nested):
+            raise ValueError(
+                "FunctionEncoder asks all models about one tensor of inputs, but the batch's inputs are "
+                f"{shown(x)}. Use UpdateEncoder or LabelledEncoder."
+            )
         kinds = [(t.dtype, t.device, t.ndim) for t in (self.probe[0], x[0, 0])]
         if kinds[0] != kinds[1]:
             raise ValueError(

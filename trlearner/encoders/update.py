@@ -9,12 +9,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trlearner.base.checks import check_flag, check_whole
+from trlearner.base.functional import precision
 from trlearner.base.types import State
 from trlearner.encoders.protocol import Encoder
-from trlearner.engines.adapted import Adapted, Models
+from trlearner.engines.adapted import Models
 from trlearner.engines.task_learner import GradientTaskLearner
 from trlearner.learners.protocol import Learner
 from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.nested import flat
+from trlearner.tasks.prototype import batch_prototypes
 
 WORD = 0xFFFFFFFF
 Integers = TypeVar("Integers", int, Tensor)
@@ -28,7 +31,9 @@ class UpdateEncoder(Encoder):
     s(p), both hashed anew at every call, so nothing is learned or stored. Inner products survive in
     expectation over seeds; a cosine is off by about ``1 / sqrt(dim)``.
 
-    It needs no extractor and sees whatever the inner loop sees, labels included. Parameters with large
+    It needs no extractor and sees whatever the inner loop sees, labels included. In a loop of your own, hand
+    over where it starts and what it adapts: ``reg.collect(start=list(net.parameters()))`` and
+    ``tasks.add(..., fast=adapted)``. ``align`` compares classes by their mean inputs. Parameters with large
     updates dominate. With a learner's ``first_order=True`` the embeddings teach its initial parameters
     nothing: there ``theta_i - theta`` does not depend on theta. With ``steps=0`` all embeddings
     are zero, and so are the relations.
@@ -60,15 +65,25 @@ class UpdateEncoder(Encoder):
 
     def prepare(self, learner: Learner | None, batch: TaskBatch) -> None:
         """Refuses a learner that descends no gradient, before any graph is made of it."""
-        _descending(learner)
+        if learner is not None and not isinstance(learner, GradientTaskLearner):
+            raise TypeError(
+                "UpdateEncoder describes a task by how gradient descent moves parameters, but "
+                f"{type(learner).__name__} descends no gradient. Use InputEncoder, LabelledEncoder or "
+                "FunctionEncoder."
+            )
 
     def encode(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """The sketched update of every task: ``[tasks, dim]``."""
-        assert isinstance(models, Adapted)  # others have no learner, which `prepare` refuses
-        start = _descending(models.learner).start(models.state)
-        moved = [models.fast[name] - value for name, value in start.items()]
-        updates = torch.cat([m.reshape(len(m), -1) for m in moved], 1)
+        updates = models.moved()
         return count_sketch(updates.detach() if self.detach else updates, self.dim, self.seed)
+
+    def prototypes(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
+        """Mean inputs ``[tasks, classes, features]`` of the support's classes, for there is no extractor."""
+        support = batch.support
+        features = flat(support.x, 2)
+        if not features.is_floating_point():
+            features = features.to(precision({**models.state, **state}))
+        return batch_prototypes(features, support)[0]
 
 
 def count_sketch(
@@ -115,18 +130,3 @@ def _mix(word: Integers) -> Integers:
     word = (word ^ (word >> 16)) * 0x21F0AAAD & WORD
     word = (word ^ (word >> 15)) * 0x735A2D97 & WORD
     return word ^ (word >> 15)
-
-
-def _descending(learner: object) -> GradientTaskLearner:
-    if learner is None:
-        raise ValueError(
-            "UpdateEncoder looks at what a trlearner learner changed, which a loop of your own does "
-            "not show. Use InputEncoder, LabelledEncoder or FunctionEncoder."
-        )
-    if not isinstance(learner, GradientTaskLearner):
-        raise TypeError(
-            "UpdateEncoder describes a task by how gradient descent moves parameters, but "
-            f"{type(learner).__name__} descends no gradient. Use InputEncoder, LabelledEncoder or "
-            "FunctionEncoder."
-        )
-    return learner

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from trlearner.base.types import Fast, LossFn, State
 from trlearner.engines.blame import blaming
-from trlearner.engines.task_learner import TaskLearner
+from trlearner.engines.task_learner import GradientTaskLearner, TaskLearner
+from trlearner.tasks.nested import Data, as_data, have_tasks, packed, raw, shown, unpacked
 from trlearner.tasks.rows import Rows, number, part_of
 from trlearner.tasks.samples import Samples, check_mask
 
@@ -20,7 +21,7 @@ from trlearner.tasks.samples import Samples, check_mask
 class Embedded(NamedTuple):
     """Inputs of every task, once what all tasks compute alike has been computed."""
 
-    features: Tensor  # [tasks, samples, ...]
+    features: Data  # [tasks, samples, ...]
     mask: Tensor | None  # [tasks, samples]
 
 
@@ -42,11 +43,11 @@ class Engine:
     """
 
     name: str
-    embed: Callable[[TaskLearner, State, Tensor, Tensor | None], Tensor]
-    adapt: Callable[[TaskLearner, State, Tensor, Samples, LossFn, int], Fast]
-    predict: Callable[[Adapted, Tensor, Tensor | None], Tensor]
-    cross: Callable[[Adapted, Tensor, Tensor | None, Tensor | None], Tensor]
-    loss: Callable[[LossFn, Tensor, Tensor, Tensor | None], Tensor]
+    embed: Callable[[TaskLearner, State, Any, Tensor | None], Any]
+    adapt: Callable[[TaskLearner, State, Any, Samples, LossFn, int], Fast]
+    predict: Callable[[Adapted, Any, Tensor | None], Any]
+    cross: Callable[[Adapted, Any, Tensor | None, Tensor | None], Any]
+    loss: Callable[[LossFn, Any, Any, Tensor | None], Tensor]
     together: bool = False
     graphs: bool = False
 
@@ -80,6 +81,9 @@ class Models(Protocol):
 
     def losses(self, loss_fn: LossFn, predictions: Tensor, samples: Samples) -> Tensor:
         """Each task's loss ``[tasks]`` of predictions of its samples."""
+
+    def moved(self) -> Tensor:
+        """What adaptation changed of each task's parameters ``[tasks, coordinates]``."""
 
     def couples_samples(self) -> bool:
         """Whether a sample's prediction depends on the others of its batch."""
@@ -124,11 +128,11 @@ class Adapted:
         """The same models, each entry of `fast` as one tensor."""
         return replace(self, fast=dict(self.fast)) if isinstance(self.fast, Rows) else self
 
-    def __call__(self, x: Tensor | Samples, mask: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Any, mask: Tensor | None = None) -> Any:
         """As `predict`."""
         return self.predict(x, mask)
 
-    def predict(self, x: Tensor | Samples | Embedded, mask: Tensor | None = None) -> Tensor:
+    def predict(self, x: Any, mask: Tensor | None = None) -> Any:
         """Every model on its own task's inputs ``[tasks, queries, ...]``.
 
         Args:
@@ -136,21 +140,22 @@ class Adapted:
             mask: ``[tasks, queries]``, true where a query is real.
 
         Returns:
-            Predictions ``[tasks, queries, *outputs]``.
+            Predictions ``[tasks, queries, *outputs]``, in the structure that the model returns; where `x` is
+            what `embed` made, in one tensor.
         """
         if isinstance(x, Embedded):
-            return self.runner.predict(self, x.features, x.mask)
+            return packed(self.runner.predict(self, x.features, x.mask), 2)
         with self._checked(x, mask) as samples:
             features = embed(self.runner, self.learner, self.state, samples)
-            return self.runner.predict(self, features, samples.mask)
+            return raw(self.runner.predict(self, features, samples.mask))
 
     def cross(
         self,
-        x: Tensor | Samples | Embedded,
+        x: Any,
         mask: Tensor | None = None,
         *,
         models: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Any:
         """Every model on every task's inputs ``[tasks, queries, ...]``.
 
         Args:
@@ -159,13 +164,13 @@ class Adapted:
             models: ``[models, tasks]``: which models to ask for each task; by default all of them.
 
         Returns:
-            Predictions ``[models, tasks, queries, *outputs]``.
+            Predictions ``[models, tasks, queries, *outputs]``, as of `predict`.
         """
         if isinstance(x, Embedded):
-            return self.runner.cross(self, x.features, x.mask, models)
+            return packed(self.runner.cross(self, x.features, x.mask, models), 3)
         with self._checked(x, mask) as samples:
             features = embed(self.runner, self.learner, self.state, samples)
-            return self.runner.cross(self, features, samples.mask, models)
+            return raw(self.runner.cross(self, features, samples.mask, models))
 
     def embed(self, samples: Samples) -> Embedded:
         """What the models take, once what all tasks compute alike has been computed."""
@@ -174,20 +179,35 @@ class Adapted:
 
     def losses(self, loss_fn: LossFn, predictions: Tensor, samples: Samples) -> Tensor:
         """Each task's loss ``[tasks]`` of predictions of its samples, over the real ones."""
-        return self.runner.loss(loss_fn, predictions, samples.y, samples.mask)
+        structured = unpacked(predictions, self.learner.layout, 2)
+        return self.runner.loss(loss_fn, structured, samples.y, samples.mask)
+
+    def moved(self) -> Tensor:
+        """Everything that adapted, minus where it started: ``[tasks, coordinates]``.
+
+        Raises:
+            TypeError: The learner descends no gradient.
+        """
+        if not isinstance(self.learner, GradientTaskLearner):
+            raise TypeError(
+                f"{type(self.learner).__name__} descends no gradient, so its adaptation moves no parameters."
+            )
+        start = self.learner.start(self.state)
+        moved = [self.fast[name] - value for name, value in start.items()]
+        return torch.cat([m.reshape(len(m), -1) for m in moved], 1)
 
     def couples_samples(self) -> bool:
         """Whether a sample's prediction depends on the others of its batch."""
         return self.learner.couples_samples()
 
     @contextmanager
-    def _checked(self, x: Tensor | Samples, mask: Tensor | None) -> Iterator[Samples]:
+    def _checked(self, x: Any, mask: Tensor | None) -> Iterator[Samples]:
         if isinstance(x, Samples):
             mask, x = x.mask, x.x
-        if not isinstance(x, torch.Tensor) or x.ndim < 2 or len(x) != len(self):
-            got = list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+        x = as_data(x)
+        if not have_tasks(x, len(self)):
             raise ValueError(
-                f"x must be [tasks, queries, ...] with tasks = {len(self)}, got {got}. "
+                f"x must be [tasks, queries, ...] with tasks = {len(self)}, got {shown(x)}. "
                 "Each adapted model belongs to one task of the batch that it was adapted on."
             )
         if mask is not None:
@@ -223,7 +243,7 @@ def adapt(
     return Adapted(learner, state, fast, engine)
 
 
-def embed(engine: Engine, learner: TaskLearner, state: State, samples: Samples) -> Tensor:
+def embed(engine: Engine, learner: TaskLearner, state: State, samples: Samples) -> Any:
     """What tasks share, of their inputs ``[tasks, samples, ...]``: these themselves, where nothing is."""
     if not learner.shares:
         return samples.x.contiguous()  # what each inner step reads lies together

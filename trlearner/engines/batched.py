@@ -6,8 +6,9 @@ tasks' losses are independent, so the plain gradient of their sum is each task's
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from trlearner.base.types import Fast, LossFn, State
@@ -16,6 +17,7 @@ from trlearner.engines.embedding import padded
 from trlearner.engines.one_task import descent
 from trlearner.engines.task_learner import InnerLoop, TaskLearner
 from trlearner.tasks.loss import task_loss
+from trlearner.tasks.nested import Data
 from trlearner.tasks.samples import Samples
 
 
@@ -32,21 +34,20 @@ def check_masks(learner: TaskLearner, name: str) -> None:
         )
 
 
-def embed(learner: TaskLearner, state: State, x: Tensor, mask: Tensor | None) -> Tensor:
+def embed(learner: TaskLearner, state: State, x: Data, mask: Tensor | None) -> Any:
     """What tasks share, in one call over all their samples: ``[tasks, samples, ...]``."""
     if mask is not None:
         check_masks(learner, "batched")
     if learner.couples_samples():
         learner = _safe(learner, x)
         return _vmap(lambda one: learner.embed(state, one))(x)
-    together = learner.embed(state, rearrange(x, "tasks samples ... -> (tasks samples) ..."))
-    return rearrange(together, "(tasks samples) ... -> tasks samples ...", tasks=len(x))
+    return learner.embed(state, x.flatten(0, 1)).unflatten(0, (len(x), -1))
 
 
 def adapt(
     learner: TaskLearner,
     state: State,
-    features: Tensor,
+    features: Data,
     support: Samples,
     loss_fn: LossFn,
     steps: int,
@@ -54,7 +55,7 @@ def adapt(
     """All tasks' adaptations together: each entry ``[tasks, ...]``."""
     learner = _safe(learner, features)
 
-    def loss_of(model: Fast, h: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    def loss_of(model: Fast, h: Data, y: Data, mask: Tensor | None) -> Tensor:
         return task_loss(loss_fn, learner.predict(state, model, h), y, mask)
 
     losses = _vmap(loss_of, (0, 0, 0, None if support.mask is None else 0))
@@ -75,7 +76,7 @@ def adapt(
     return learner.inner(state, lent)
 
 
-def predict(models: Adapted, features: Tensor, mask: Tensor | None) -> Tensor:
+def predict(models: Adapted, features: Data, mask: Tensor | None) -> Any:
     """Every model on its own task: ``[tasks, queries, ...]``."""
     if mask is not None:
         check_masks(models.learner, "batched")
@@ -83,13 +84,13 @@ def predict(models: Adapted, features: Tensor, mask: Tensor | None) -> Tensor:
     return _vmap(lambda model, h: learner.predict(state, model, h))(models.fast, features)
 
 
-def cross(models: Adapted, features: Tensor, mask: Tensor | None, chosen: Tensor | None) -> Tensor:
+def cross(models: Adapted, features: Data, mask: Tensor | None, chosen: Tensor | None) -> Any:
     """Every model on every task: ``[models, tasks, queries, ...]``."""
     if mask is not None:
         check_masks(models.learner, "batched")
     learner, state, fast = _safe(models.learner, features), models.state, models.fast
 
-    def one(model: Fast, h: Tensor) -> Tensor:
+    def one(model: Fast, h: Data) -> Any:
         return learner.predict(state, model, h)
 
     if chosen is not None:
@@ -98,20 +99,17 @@ def cross(models: Adapted, features: Tensor, mask: Tensor | None, chosen: Tensor
     if learner.couples_samples():
         return _vmap(_vmap(one, (None, 0)), (0, None))(fast, features)
     # Each model runs once over all tasks' queries together.
-    queries = rearrange(features, "tasks queries ... -> (tasks queries) ...")
-    together = _vmap(one, (0, None))(fast, queries)
-    return rearrange(
-        together, "models (tasks queries) ... -> models tasks queries ...", tasks=len(features)
-    )
+    together = _vmap(one, (0, None))(fast, features.flatten(0, 1))
+    return together.unflatten(1, (len(features), -1))
 
 
-def loss(loss_fn: LossFn, predictions: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+def loss(loss_fn: LossFn, predictions: Data, y: Data, mask: Tensor | None) -> Tensor:
     """Each task's loss on its real samples: ``[tasks]``."""
     in_dims = (0, 0, None if mask is None else 0)
     return _vmap(lambda p, t, m: task_loss(loss_fn, p, t, m), in_dims)(predictions, y, mask)
 
 
-def _safe(learner: TaskLearner, inputs: Tensor) -> TaskLearner:
+def _safe(learner: TaskLearner, inputs: Data) -> TaskLearner:
     """The learner, with its embeddings' padding rows held fixed wherever there may be some."""
     floats = inputs.is_floating_point()
     if floats and not any(isinstance(m, nn.Embedding) for m in learner.modules()):

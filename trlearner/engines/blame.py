@@ -20,6 +20,7 @@ from trlearner.engines.one_task import adapt_task
 from trlearner.engines.second_order import ONCE, advice
 from trlearner.engines.task_learner import GradientTaskLearner, TaskLearner
 from trlearner.tasks.loss import task_loss
+from trlearner.tasks.nested import Nested, leaves, shown
 from trlearner.tasks.samples import Samples
 
 
@@ -112,16 +113,12 @@ def _forward(
             predictions = learner.predict(state, fast, features)
     except Exception as error:
         return _of_model(error, calls, f"{name}.x", samples.x)
-    if not isinstance(predictions, Tensor):
-        return TypeError(
-            f"the model must return one tensor [samples, ...], got {type(predictions).__name__}. Return only "
-            "the predictions."
-        )
-    if predictions.ndim == 0 or len(predictions) != len(x):
-        return ValueError(
-            f"the model must return predictions [samples, ...] with samples = {len(x)}, as a task has, "
-            f"got {list(predictions.shape)}. Keep the first axis in its forward."
-        )
+    for path, leaf in leaves(predictions):
+        if leaf.ndim == 0 or len(leaf) != len(x):
+            return ValueError(
+                f"the model must return predictions [samples, ...] with samples = {len(x)}, as a task has, "
+                f"got {list(leaf.shape)}{f' at {path}' if path else ''}. Keep the first axis in its forward."
+            )
     if loss_fn is None:
         return None
     try:
@@ -179,7 +176,7 @@ class _Calls:
                 handle.remove()
 
 
-def _of_model(error: Exception, calls: _Calls, name: str, x: Tensor) -> Exception:
+def _of_model(error: Exception, calls: _Calls, name: str, x: Any) -> Exception:
     """What the innermost layer that failed was given, and what it takes."""
     if type(error) not in (RuntimeError, NotImplementedError, IndexError) or not calls.running:
         return error  # it speaks for itself
@@ -243,7 +240,14 @@ def _width(layer: nn.Module) -> tuple[int, int, str] | None:
     return None
 
 
-def _of_loss(error: Exception, name: str, predictions: Tensor, targets: Tensor) -> Exception:
+def _of_loss(error: Exception, name: str, predictions: Any, targets: Any) -> Exception:
+    if isinstance(predictions, Nested):
+        said = str(error).strip().splitlines()[0].rstrip(".")
+        return TypeError(
+            f"loss_fn fails on what the model returns, several tensors {shown(predictions)}: {said}. If one "
+            'of them holds the predictions, name it: output=0 or output="logits" of the learner. Else pass '
+            "a loss_fn that takes them all."
+        )
     if type(error) not in (RuntimeError, NotImplementedError, IndexError):
         return error
     said = str(error).strip().splitlines()[0].rstrip(".")
@@ -254,5 +258,7 @@ def _of_loss(error: Exception, name: str, predictions: Tensor, targets: Tensor) 
     )
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)}"
+def _kind(value: Any) -> str:
+    return ", ".join(
+        f"{path}{' ' * bool(path)}{t.dtype} {list(t.shape)}" for path, t in leaves(value)
+    )

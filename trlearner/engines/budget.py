@@ -22,9 +22,7 @@ TIMES = 3
 """What one needs with its backward pass, and is lost between blocks, over what its forward pass makes."""
 
 
-def within_budget(
-    ask: Callable[[slice], Tensor], total: int, budget: int | None, like: Tensor
-) -> int:
+def within_budget(ask: Callable[[slice], Tensor], total: int, budget: int | None, like: Any) -> int:
     """How many of `total` answers at once fit, going by what the first one takes.
 
     Args:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from trlearner.base.types import Fast, State
 from trlearner.engines import loop
@@ -21,15 +20,18 @@ from trlearner.engines.batch_norm import cheap_norms
 from trlearner.engines.group_norm import safe_group_norms
 from trlearner.engines.task_learner import InnerLoop, TaskLearner, Through
 from trlearner.tasks.loss import task_losses
+from trlearner.tasks.nested import Data, Nested
 
 
-def laid_out(x: Tensor) -> Tensor:
+def laid_out(x: Any) -> Any:
     """Images ``[samples, channels, height, width]`` or filters channels-last; anything else as it is.
 
     Example:
         >>> laid_out(torch.ones(2, 1, 3, 4)).stride()
         (12, 1, 4, 1)
     """
+    if isinstance(x, Nested):
+        return x.map(laid_out)
     if x.ndim != 4 or not x.is_floating_point():
         return x
     # Of a single channel `contiguous` would leave the strides, by which layers go, as they are.
@@ -39,7 +41,7 @@ def laid_out(x: Tensor) -> Tensor:
 class _Laid(Through[TaskLearner]):
     """A learner whose images are laid out before it sees them."""
 
-    def embed(self, state: State, x: Tensor) -> Tensor:
+    def embed(self, state: State, x: Data) -> Any:
         with _norms():
             return self.learner.embed(state, laid_out(x))
 
@@ -50,7 +52,7 @@ class _Laid(Through[TaskLearner]):
 
         return self.learner.inner(state, replace(loop, spread=spread))
 
-    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+    def predict(self, state: State, fast: Fast, features: Data) -> Any:
         with _norms():
             return self.learner.predict(state, fast, laid_out(features))
 

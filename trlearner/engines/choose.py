@@ -19,6 +19,7 @@ from trlearner.engines.adapted import Engine, adapt
 from trlearner.engines.blame import own_mistake
 from trlearner.engines.task_learner import GradientTaskLearner, TaskLearner
 from trlearner.tasks.loss import check_decomposes
+from trlearner.tasks.nested import joined, sizes_after, unpacked
 from trlearner.tasks.samples import Samples
 
 ENGINES = {
@@ -148,9 +149,10 @@ def check_loss(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> None:
         return
     # Together, for the loss of one sample (or of one class) would show nothing.
     pairs = [samples.real(task) for task in range(len(samples))]
-    x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+    x, y = (joined(torch.cat, parts) for parts in zip(*pairs, strict=True))
     one = Samples(x[None], y[None], ways=samples.ways)
-    check_decomposes(loss_fn, _trial(learner, one, loss_fn, loop.ENGINE, steps=0)[0], y)
+    said = unpacked(_trial(learner, one, loss_fn, loop.ENGINE, steps=0), learner.layout, 2)
+    check_decomposes(loss_fn, said[0], y)
     if known:
         checked.add(loss_fn)
 
@@ -173,7 +175,7 @@ def _decided(
         (m.training, *(p.requires_grad for p in m.parameters(recurse=False)))
         for m in learner.modules()
     )
-    key = (masked, seen, samples.x.shape[2:], samples.x.device.type, modes)
+    key = (masked, seen, sizes_after(samples.x, 2), samples.x.device.type, modes)
     known = _known(learner).decisions
     if key not in known:
         known[key] = _decide(learner, samples, loss_fn, masked, seen)
@@ -216,7 +218,7 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 
 def work(learner: TaskLearner, samples: Samples, loss_fn: LossFn) -> float:
     """Floating-point operations of a forward pass, for each sample; counted once for each size."""
-    known, size = _known(learner).work, samples.x.shape[1:]
+    known, size = _known(learner).work, sizes_after(samples.x, 1)
     if size not in known:
         with FlopCounterMode(display=False) as counter:
             _trial(learner, samples[:1], loss_fn, loop.ENGINE, steps=0)
@@ -275,7 +277,7 @@ class _Known:
     settled: str | None = None
     decisions: dict[Hashable, str] = field(default_factory=dict)
     runs: dict[Hashable, bool] = field(default_factory=dict)
-    work: dict[torch.Size, float] = field(default_factory=dict)
+    work: dict[tuple[torch.Size, ...], float] = field(default_factory=dict)
     decomposing: weakref.WeakSet[LossFn] = field(default_factory=weakref.WeakSet)
 
 

@@ -7,22 +7,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
-from trlearner.base.functional import per_task
 from trlearner.base.types import LossFn, State
 from trlearner.engines.adapted import Embedded, Engine
 from trlearner.engines.handed_over import backward_has_passed, clock
 from trlearner.tasks.loss import task_losses
+from trlearner.tasks.nested import (
+    Layout,
+    as_data,
+    layout_of,
+    leaves,
+    packed,
+    per_task,
+    raw,
+    shown,
+    unpacked,
+)
 from trlearner.tasks.samples import Samples
 
-Predict = Callable[[Tensor], Any]
+Predict = Callable[[Any], Any]
 """An adapted model: from inputs ``[samples, ...]`` to a tensor, or a tuple or dict of tensors."""
-
-
-def packed(leaves: list[Tensor]) -> Tensor:
-    """Predictions ``[samples, ...]`` of one or several tensors, as one ``[samples, *outputs]``."""
-    return leaves[0] if len(leaves) == 1 else torch.cat([leaf.flatten(1) for leaf in leaves], 1)
 
 
 def without_gradient(task: int) -> str:
@@ -46,6 +51,8 @@ class CollectedModels:
 
     Args:
         models: One for each task.
+        fast: Each task's adapted parameters, where the loop handed them over.
+        start: Where every task's adaptation starts, likewise.
         together: Ask each model once for all tasks' queries; right only where no sample's prediction depends
             on the others.
 
@@ -59,11 +66,19 @@ class CollectedModels:
 
     runner = RUNNER
 
-    def __init__(self, models: Sequence[Predict], together: bool) -> None:
+    def __init__(
+        self,
+        models: Sequence[Predict],
+        together: bool,
+        fast: Sequence[Any] = (),
+        start: Any = None,
+    ) -> None:
         self._models, self._together = models, together
+        self._fast, self._start = fast, start
         self._asked: Sequence[int] = range(len(models))
-        # Of predictions, once it is known; shared by all parts of these models.
-        self._layout: list[tuple[TreeSpec, list[torch.Size]]] = []
+        # Of predictions, once they were seen; shared by all parts of these models.
+        self._layout: list[Layout | None] = []
+        self._sizes: list[list[int]] = []
         self._checked: set[int] = set()
 
     @property
@@ -115,53 +130,65 @@ class CollectedModels:
 
     def losses(self, loss_fn: LossFn, predictions: Tensor, samples: Samples) -> Tensor:
         """As of `Adapted`; the loss is given predictions as the models return theirs."""
+        (layout,) = self._layout
+        return task_losses(loss_fn, unpacked(predictions, layout, 2), samples.y, samples.mask)
 
-        def unpacking(one: Tensor, targets: Tensor) -> Tensor:
-            return loss_fn(self.unpacked(one), targets)
+    def moved(self) -> Tensor:
+        """As of `Adapted`, of the parameters that the loop handed over.
 
-        # A plain tensor needs no unpacking: what was found out about the loss is then remembered.
-        single = all(spec.is_leaf() for spec, _ in self._layout)
-        given = loss_fn if single else unpacking
-        return task_losses(given, predictions, samples.y, samples.mask)
+        Raises:
+            ValueError: It did not, or they do not fit where they start.
+        """
+        start, given = self._start, [self._fast[task] for task in self._asked if self._fast]
+        if start is None or not given or any(fast is None for fast in given):
+            raise ValueError(
+                "UpdateEncoder looks at what adaptation changed, which a loop of your own has to show: "
+                "tasks = reg.collect(start=list(net.parameters())) and tasks.add(..., fast=fast), with the "
+                "adapted parameters in the same order. Or use another encoder, e.g. LabelledEncoder."
+            )
+        rows, start = [], tree_leaves(start)
+        for task, fast in zip(self._asked, map(tree_leaves, given), strict=True):
+            shapes = [[list(t.shape) for t in tensors] for tensors in (start, fast)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"fast must hold the parameters of start, adapted, got shapes {shapes[1]} of task {task} "
+                    f"and {shapes[0]} of start."
+                )
+            rows.append(torch.cat([(a - b).flatten() for a, b in zip(fast, start, strict=True)]))
+        return torch.stack(rows)
 
-    def unpacked(self, predictions: Tensor) -> Any:
-        """Mixed predictions ``[queries, *outputs]``, as the models return theirs."""
-        ((spec, sizes),) = self._layout
-        if len(sizes) == 1:
-            return tree_unflatten([predictions], spec)
-        parts = predictions.split([size.numel() for size in sizes], 1)
-        leaves = [p.reshape(-1, *size) for p, size in zip(parts, sizes, strict=True)]
-        return tree_unflatten(leaves, spec)
-
-    def _predict(self, task: int, x: Tensor) -> Tensor:
+    def _predict(self, task: int, x: Any) -> Tensor:
         """What one model says of inputs ``[samples, ...]``, as one tensor ``[samples, *outputs]``."""
         looks = torch.is_grad_enabled() and task not in self._checked
         started = clock() if looks else 0
-        found, spec = tree_flatten(self._models[task](x))
-        for leaf in found:
+        found = as_data(self._models[task](raw(x)))
+        tensors = leaves(found)
+        for path, leaf in tensors:
             if not isinstance(leaf, Tensor) or leaf.ndim < 1 or len(leaf) != len(x):
-                got = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise ValueError(
                     f"the model of task {task} must return [samples, ...] with samples = "
-                    f"{len(x)}, a tensor or a tuple or dict of them, got {got}."
+                    f"{len(x)}, a tensor or a tuple or dict of them, got {shown(leaf)}"
+                    f"{f' at {path}' if path else ''}."
                 )
             if leaf.device != x.device:
                 raise ValueError(
                     f"the model of task {task} answers on {leaf.device} when it is asked about inputs on "
                     f"{x.device}. Move model and samples to one device."
                 )
-        sizes = [leaf.shape[1:] for leaf in found]
+        answers, layout = packed(found, 1), layout_of(found, 1)
+        sizes = [list(leaf.shape[1:]) for _, leaf in tensors]
         if not self._layout:
-            self._layout.append((spec, sizes))
-        elif (spec, sizes) != self._layout[0]:
+            self._layout.append(layout)
+            self._sizes.extend(sizes)
+        elif layout != self._layout[0] or sizes != self._sizes:
             raise ValueError(
                 "all models must return predictions of one shape, got "
-                f"{[list(s) for s in self._layout[0][1]]} and, of task {task}, {[list(s) for s in sizes]}."
+                f"{self._sizes} and, of task {task}, {sizes}."
             )
         if looks:  # once: it is the same inner loop whatever the model is asked
             self._checked.add(task)
-            _check_graph(found, task, started)
-        return packed(found)
+            _check_graph([leaf for _, leaf in tensors], task, started)
+        return answers
 
 
 def _check_graph(found: list[Any], task: int, started: int) -> None:

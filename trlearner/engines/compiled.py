@@ -23,6 +23,7 @@ from trlearner.engines.adapted import Adapted, Engine
 from trlearner.engines.graph import Function, Graph, build
 from trlearner.engines.settings import Settings, ignore, settings
 from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.nested import arranged, leaves
 from trlearner.tasks.samples import Samples
 
 ENGINE = replace(batched.ENGINE, name="compiled", graphs=True)
@@ -71,7 +72,7 @@ def adapt(
     inputs = {STATE + name: tensor for name, tensor in state.items()} | parts("support", support)
 
     def function(given: dict[str, Tensor]) -> dict[str, Tensor]:
-        samples, now = samples_in("support", given, support.ways), state_in(given)
+        samples, now = samples_in("support", given, support), state_in(given)
         features = engine.embed(learner, now, samples.x, samples.mask)
         return dict(engine.adapt(learner, now, features, samples, loss_fn, steps))
 
@@ -88,21 +89,28 @@ STATE = "state."
 
 def parts(name: str, samples: Samples) -> dict[str, Tensor]:
     """The tensors of some samples."""
-    found = {f"{name}.x": samples.x, f"{name}.y": samples.y}
+    found = {
+        f"{name}.{part}{path}": leaf
+        for part, value in (("x", samples.x), ("y", samples.y))
+        for path, leaf in leaves(value)
+    }
     return found if samples.mask is None else {**found, f"{name}.mask": samples.mask}
 
 
-def samples_in(name: str, given: Mapping[str, Tensor], ways: int | None) -> Samples:
-    """The samples of which `parts` made tensors."""
-    return Samples.unchecked(
-        given[f"{name}.x"], given[f"{name}.y"], given.get(f"{name}.mask"), ways
+def samples_in(name: str, given: Mapping[str, Tensor], like: Samples) -> Samples:
+    """The samples of which `parts` made tensors, in the structure of others."""
+    x, y = (
+        [given[f"{name}.{part}{path}"] for path, _ in leaves(value)]
+        for part, value in (("x", like.x), ("y", like.y))
     )
+    mask = given.get(f"{name}.mask")
+    return Samples.unchecked(arranged(like.x, x), arranged(like.y, y), mask, like.ways)
 
 
 def batch_in(batch: TaskBatch, given: Mapping[str, Tensor]) -> TaskBatch:
     """The batch with other tensors in it."""
-    support, query = (samples_in(part, given, batch.ways) for part in ("support", "query"))
-    return batch.replace(support, query)
+    support = samples_in("support", given, batch.support)
+    return batch.replace(support, samples_in("query", given, batch.query))
 
 
 def state_in(given: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from trlearner.base.types import LossFn
 from trlearner.base.warn import warn
 from trlearner.engines.head import HasModel
 from trlearner.engines.one_task import adapt_task
+from trlearner.tasks.nested import Data, joined, packed
 from trlearner.tasks.samples import Samples
 
 
@@ -33,7 +34,7 @@ def examine_learner(learner: HasModel, samples: Samples, loss_fn: LossFn) -> Non
     if learner in examined:
         return
 
-    def run(x: Tensor) -> Tensor:
+    def run(x: Data) -> Tensor:
         state, (support, y) = learner.state(), samples.real(0)
         features = learner.embed(state, support)
         model = adapt_task(learner, state, features, y, samples.ways, loss_fn, 0)
@@ -42,9 +43,7 @@ def examine_learner(learner: HasModel, samples: Samples, loss_fn: LossFn) -> Non
     examine(learner, learner.model, run, samples)
 
 
-def examine(
-    owner: object, module: nn.Module, run: Callable[[Tensor], Tensor], samples: Samples
-) -> None:
+def examine(owner: object, module: nn.Module, run: Callable[[Any], Any], samples: Samples) -> None:
     """Finds out, once for each owner, whether sequence layers mix the samples of a task.
 
     Those layers are then in `functional.mixing`, so that they count in `functional.couples_samples`.
@@ -76,16 +75,14 @@ def examine(
         )
 
 
-def _suspects(
-    layers: Sequence[nn.Module], run: Callable[[Tensor], Tensor], x: Tensor
-) -> list[nn.Module]:
+def _suspects(layers: Sequence[nn.Module], run: Callable[[Any], Any], x: Data) -> list[nn.Module]:
     """The layers whose axis of independent sequences does not grow with the samples."""
-    few, more = (_sequences(layers, run, rows) for rows in (x, torch.cat([x, x[:1]])))
+    few, more = (_sequences(layers, run, rows) for rows in (x, joined(torch.cat, [x, x[:1]])))
     return [m for m in layers if few[m] != more[m]]
 
 
 def _sequences(
-    layers: Sequence[nn.Module], run: Callable[[Tensor], Tensor], x: Tensor
+    layers: Sequence[nn.Module], run: Callable[[Any], Any], x: Data
 ) -> dict[nn.Module, list[float]]:
     """How many sequences each layer is given for each sample, call by call."""
     found: dict[nn.Module, list[float]] = {layer: [] for layer in layers}
@@ -106,7 +103,7 @@ def _sequences(
     return found
 
 
-def depends(run: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+def depends(run: Callable[[Any], Any], x: Data) -> bool:
     """Whether the first or last sample's output changes when all other samples are replaced by it.
 
     Args:
@@ -121,13 +118,13 @@ def depends(run: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     with torch.no_grad(), functional.random_state_kept(x):
         state = functional.random_state()
 
-        def outputs(inputs: Tensor) -> Tensor:
+        def outputs(inputs: Any) -> Tensor:
             functional.set_random_state(state)  # the same dropout every time
-            return run(inputs)
+            return packed(run(inputs), 1)
 
         before = outputs(x)
         for i in (0, len(x) - 1):
-            after = outputs(x[i].expand_as(x).contiguous())[i]
+            after = outputs(x[torch.full((len(x),), i, device=x.device)])[i]
             scale = float(before[i].abs().max())
             if not torch.allclose(after, before[i], rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
                 return True

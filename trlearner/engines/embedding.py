@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from trlearner.base.types import Fast, State
 from trlearner.engines.instead import Instead
 from trlearner.engines.task_learner import TaskLearner, Through
+from trlearner.tasks.nested import Data
 
 
 def padded_embeddings() -> Instead:
@@ -32,7 +34,7 @@ def padded_embeddings() -> Instead:
     return Instead({F.embedding: _embedding})
 
 
-def padded(learner: TaskLearner, inputs: Tensor) -> TaskLearner:
+def padded(learner: TaskLearner, inputs: Data) -> TaskLearner:
     """The learner, with its padding rows held fixed wherever it may have some.
 
     Args:
@@ -53,11 +55,11 @@ def concerns(layers: Iterable[nn.Module]) -> bool:
 class _Padded(Through[TaskLearner]):
     """A learner whose embeddings leave their padding row alone."""
 
-    def embed(self, state: State, x: Tensor) -> Tensor:
+    def embed(self, state: State, x: Data) -> Any:
         with padded_embeddings():
             return self.learner.embed(state, x)
 
-    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+    def predict(self, state: State, fast: Fast, features: Data) -> Any:
         with padded_embeddings():
             return self.learner.predict(state, fast, features)
 

@@ -14,10 +14,11 @@ from trlearner.base.functional import OneThread
 from trlearner.base.types import Fast, LossFn, SeesParts, State
 from trlearner.engines.one_task import adapt_task
 from trlearner.engines.task_learner import TaskLearner, Through
+from trlearner.tasks.nested import Data
 from trlearner.tasks.samples import Samples
 
 
-def before(model: nn.Module, head: str, run: Callable[[], Any]) -> Tensor:
+def before(model: nn.Module, head: str, run: Callable[[], Any]) -> Any:
     """What the model hands to its head while `run` runs it; nothing after that is run.
 
     Raises:
@@ -34,7 +35,7 @@ def before(model: nn.Module, head: str, run: Callable[[], Any]) -> Tensor:
     raise ValueError(f"the model never called its head {head!r}. Name the layer that it ends in.")
 
 
-def alone(model: nn.Module, head: str, state: State, features: Tensor) -> Tensor:
+def alone(model: nn.Module, head: str, state: State, features: Data) -> Tensor:
     """The head on what it was handed; `state` has the whole model's names."""
     own = {
         name.removeprefix(f"{head}."): tensor
@@ -136,7 +137,7 @@ class _Part(Through[HasModel]):
 class Body(_Part):
     """Adapted models as far as their heads."""
 
-    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+    def predict(self, state: State, fast: Fast, features: Data) -> Any:
         """What the head is handed ``[samples, ...]``."""
         learner = self.learner
         return before(learner.model, self.head, lambda: learner.predict(state, fast, features))
@@ -145,7 +146,7 @@ class Body(_Part):
 class Head(_Part):
     """The heads of adapted models."""
 
-    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+    def predict(self, state: State, fast: Fast, features: Data) -> Any:
         """Predictions ``[samples, ...]`` from what a body handed on."""
         learner = self.learner
         return alone(learner.model, self.head, learner.model_state({**state, **fast}), features)
@@ -156,7 +157,7 @@ class Head(_Part):
 
 
 class _Reached(Exception):
-    def __init__(self, features: Tensor) -> None:
+    def __init__(self, features: Data) -> None:
         self.features = features
 
 

@@ -21,6 +21,7 @@ from trlearner.engines.one_task import check_depends
 from trlearner.engines.second_order import explain_backward
 from trlearner.engines.task_learner import GradientTaskLearner, TaskLearner, at_step
 from trlearner.tasks.loss import task_loss
+from trlearner.tasks.nested import Data
 from trlearner.tasks.rows import Rows
 from trlearner.tasks.samples import Samples
 
@@ -28,7 +29,7 @@ from trlearner.tasks.samples import Samples
 def adapt(
     learner: TaskLearner,
     state: State,
-    features: Tensor,
+    features: Data,
     support: Samples,
     loss_fn: LossFn,
     steps: int,
@@ -45,22 +46,22 @@ def adapt(
 class _Moved(nn.Module):
     """What one task adapts, as the parameters of a module for `higher` to patch."""
 
-    def __init__(self, start: Fast, predict: Callable[[Fast, Tensor], Tensor]) -> None:
+    def __init__(self, start: Fast, predict: Callable[[Fast, Any], Any]) -> None:
         super().__init__()
         self.predict = predict
         self.names = {name: f"moved_{i}" for i, name in enumerate(start)}
         for name, attribute in self.names.items():
             self.register_parameter(attribute, nn.Parameter(start[name].detach()))
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Data) -> Any:
         return self.predict({n: getattr(self, a) for n, a in self.names.items()}, features)
 
 
 def _adapt_task(
     learner: GradientTaskLearner,
     state: State,
-    features: Tensor,
-    y: Tensor,
+    features: Data,
+    y: Data,
     loss_fn: LossFn,
     steps: int,
 ) -> Fast:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
-from trlearner.base.functional import per_task
 from trlearner.base.types import Fast, LossFn, State
 from trlearner.engines.adapted import Adapted, Engine
 from trlearner.engines.one_task import adapt_task
 from trlearner.engines.task_learner import TaskLearner
 from trlearner.tasks.loss import task_losses
+from trlearner.tasks.nested import Data, joined, per_task
 from trlearner.tasks.rows import Rows, unbound
 from trlearner.tasks.samples import Samples
 
 
-def embed(learner: TaskLearner, state: State, x: Tensor, mask: Tensor | None) -> Tensor:
+def embed(learner: TaskLearner, state: State, x: Data, mask: Tensor | None) -> Any:
     """What tasks share, of each task's real inputs: ``[tasks, samples, ...]``."""
     return per_task(lambda i, keep: learner.embed(state, x[i][keep]), mask, len(x))
 
@@ -26,7 +26,7 @@ def embed(learner: TaskLearner, state: State, x: Tensor, mask: Tensor | None) ->
 def adapt(
     learner: TaskLearner,
     state: State,
-    features: Tensor,
+    features: Data,
     support: Samples,
     loss_fn: LossFn,
     steps: int,
@@ -38,7 +38,7 @@ def adapt(
     )
 
 
-def predict(models: Adapted, features: Tensor, mask: Tensor | None) -> Tensor:
+def predict(models: Adapted, features: Data, mask: Tensor | None) -> Any:
     """Every model on its own task: ``[tasks, queries, ...]``."""
     learner, state, each = models.learner, models.state, unbound(models.fast)
     return per_task(
@@ -46,19 +46,18 @@ def predict(models: Adapted, features: Tensor, mask: Tensor | None) -> Tensor:
     )
 
 
-def cross(models: Adapted, features: Tensor, mask: Tensor | None, chosen: Tensor | None) -> Tensor:
+def cross(models: Adapted, features: Data, mask: Tensor | None, chosen: Tensor | None) -> Any:
     """Every model on every task: ``[models, tasks, queries, ...]``."""
     learner, state, each = models.learner, models.state, unbound(models.fast)
     tasks = len(features)
     if chosen is None and mask is None and not learner.couples_samples():
-        queries = rearrange(features, "tasks queries ... -> (tasks queries) ...")
-        rows = torch.stack([learner.predict(state, model, queries) for model in each])
-        return rearrange(
-            rows, "models (tasks queries) ... -> models tasks queries ...", tasks=tasks
-        )
+        queries = features.flatten(0, 1)
+        rows = joined(torch.stack, [learner.predict(state, model, queries) for model in each])
+        return rows.unflatten(1, (tasks, -1))
     # One row asks one model for each task.
     asked = [[j] * tasks for j in range(len(each))] if chosen is None else chosen.tolist()
-    return torch.stack(
+    return joined(
+        torch.stack,
         [
             per_task(
                 lambda i, keep, row=row: learner.predict(  # type: ignore[misc]
@@ -68,11 +67,11 @@ def cross(models: Adapted, features: Tensor, mask: Tensor | None, chosen: Tensor
                 tasks,
             )
             for row in asked
-        ]
+        ],
     )
 
 
-def real_samples(features: Tensor, support: Samples) -> Iterator[tuple[Tensor, Tensor]]:
+def real_samples(features: Data, support: Samples) -> Iterator[tuple[Tensor, Tensor]]:
     """Each task's features and targets without padding."""
     for i in range(len(features)):
         keep = slice(None) if support.mask is None else support.mask[i]

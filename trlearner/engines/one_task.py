@@ -10,13 +10,14 @@ from torch import Tensor
 from trlearner.base.types import Fast, LossFn, State
 from trlearner.engines.task_learner import Gradients, InnerLoop, TaskLearner
 from trlearner.tasks.loss import task_loss
+from trlearner.tasks.nested import Data
 
 
 def adapt_task(
     learner: TaskLearner,
     state: State,
-    features: Tensor,
-    targets: Tensor,
+    features: Data,
+    targets: Data,
     ways: int | None,
     loss_fn: LossFn,
     steps: int,

@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 from torch import Tensor, nn
 
 from trlearner.base.types import Fast, State
+from trlearner.tasks.nested import Data, Layout
 
 Gradients = dict[str, Tensor | None]
 
@@ -51,8 +52,8 @@ class InnerLoop:
             loss does not use. It carries a graph unless ``first_order`` (or gradients are off).
     """
 
-    features: Tensor
-    targets: Tensor
+    features: Data
+    targets: Data
     mask: Tensor | None
     ways: int | None
     steps: int
@@ -68,19 +69,23 @@ class TaskLearner(Protocol):
     shares: bool
     """Whether `embed` computes anything."""
 
+    @property
+    def layout(self) -> Layout | None:
+        """How predictions of several tensors lie in one; ``None`` where they are one, or none was made."""
+
     def state(self) -> State:
         """Every parameter and buffer by name; without their graph where gradients are off."""
 
     def modules(self) -> Iterator[nn.Module]:
         """The learner's modules."""
 
-    def embed(self, state: State, x: Tensor) -> Tensor:
+    def embed(self, state: State, x: Data) -> Any:
         """What all tasks compute alike, before adaptation; inputs themselves where nothing is."""
 
     def inner(self, state: State, loop: InnerLoop) -> Fast:
         """Adapts to the support set lent by the engine."""
 
-    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+    def predict(self, state: State, fast: Fast, features: Data) -> Any:
         """Predictions ``[samples, ...]`` from what `embed` returned."""
 
     def couples_samples(self) -> bool:
@@ -101,6 +106,11 @@ class Through(Generic[L]):
         self.learner = learner
         self.shares = learner.shares
 
+    @property
+    def layout(self) -> Layout | None:
+        """The learner's."""
+        return self.learner.layout
+
     def state(self) -> State:
         """The learner's."""
         return self.learner.state()
@@ -109,7 +119,7 @@ class Through(Generic[L]):
         """The learner's."""
         return self.learner.modules()
 
-    def embed(self, state: State, x: Tensor) -> Tensor:
+    def embed(self, state: State, x: Data) -> Any:
         """As the learner does it."""
         return self.learner.embed(state, x)
 
@@ -117,7 +127,7 @@ class Through(Generic[L]):
         """As the learner does it."""
         return self.learner.inner(state, loop)
 
-    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+    def predict(self, state: State, fast: Fast, features: Data) -> Any:
         """As the learner does it."""
         return self.learner.predict(state, fast, features)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trlearner.base import functional
 from trlearner.base.types import Fast, State
@@ -13,6 +14,8 @@ from trlearner.engines.head import alone, before, check_last, check_name
 from trlearner.engines.task_learner import StepSize
 from trlearner.learners.protocol import MODEL, GradientLearner
 from trlearner.learners.rates import Rate, check_rates, rates_of
+from trlearner.tasks.model_call import Call
+from trlearner.tasks.nested import Data
 from trlearner.tasks.samples import Samples
 
 
@@ -27,6 +30,8 @@ class ANIL(GradientLearner):
         first_order: Treat inner gradients as constants.
         engine: As in `MAML`.
         recompute: As in `MAML`.
+        call: As in `MAML`.
+        output: As in `MAML`.
 
     Raises:
         ValueError: The model has no such head, or the head is not the last thing it does.
@@ -41,9 +46,17 @@ class ANIL(GradientLearner):
         first_order: bool = False,
         engine: str = "auto",
         recompute: bool = False,
+        call: Call | None = None,
+        output: str | int | None = None,
     ) -> None:
         super().__init__(
-            model, steps=steps, first_order=first_order, engine=engine, recompute=recompute
+            model,
+            steps=steps,
+            first_order=first_order,
+            engine=engine,
+            recompute=recompute,
+            call=call,
+            output=output,
         )
         check_name(model, head)
         self.head = head
@@ -67,19 +80,17 @@ class ANIL(GradientLearner):
             x = samples.real(0)[0]
             with torch.no_grad(), functional.random_state_kept(x):
                 state = self.model_state(self.state())
-                check_last(
-                    self.model, self.head, lambda: functional.pure_call(self.model, state, x)
-                )
+                check_last(self.model, self.head, lambda: self.run(state, x))
             self._checked = True
 
-    def embed(self, state: State, x: Tensor) -> Tensor:
+    def embed(self, state: State, x: Data) -> Any:
         """The body: what the model hands to its head."""
         return before(
             self.model,
             self.head,
-            lambda: functional.pure_call(self.model, self.model_state(state), x),
+            lambda: self.run(self.model_state(state), x),
         )
 
-    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+    def predict(self, state: State, fast: Fast, features: Data) -> Any:
         """The adapted head on the body's features."""
         return alone(self.model, self.head, self.model_state({**state, **fast}), features)

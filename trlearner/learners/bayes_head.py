@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trlearner.base import functional
 from trlearner.base.checks import check_whole
 from trlearner.base.types import Fast, State
 from trlearner.engines.task_learner import InnerLoop
 from trlearner.learners.protocol import Learner
+from trlearner.tasks.model_call import Call
+from trlearner.tasks.nested import Data, flat
 
 NOISE = 0.1
 """The variance of the targets' noise, in units of the weights' prior variance, where learning starts."""
@@ -48,6 +50,8 @@ class BayesHead(Learner):
         ways: The number of classes, for integer targets ``[samples]``; ``None`` for regression.
         engine: ``"auto"``, ``"tune"``, ``"higher"``, ``"loop"``, ``"channels_last"``, ``"batched"`` or
             ``"compiled"``.
+        call: As in `MAML`.
+        output: As in `MAML`.
 
     Example:
         >>> import trlearner as tr
@@ -64,8 +68,10 @@ class BayesHead(Learner):
         outputs: int = 1,
         ways: int | None = None,
         engine: str = "auto",
+        call: Call | None = None,
+        output: str | int | None = None,
     ) -> None:
-        super().__init__(extractor, engine=engine)
+        super().__init__(extractor, engine=engine, call=call, output=output)
         check_whole("dim", dim)
         check_whole("outputs", outputs)
         check_whole("ways", ways, least=2, optional=True)
@@ -81,9 +87,9 @@ class BayesHead(Learner):
         else:
             self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE)))
 
-    def embed(self, state: State, x: Tensor) -> Tensor:
+    def embed(self, state: State, x: Data) -> Any:
         """The features, which no task changes, and a 1: ``[samples, dim + 1]``."""
-        features = functional.pure_call(self.model, self.model_state(state), x).flatten(1)
+        features = flat(self.run(self.model_state(state), x), 1)
         if features.shape[1] != self.dim:
             raise ValueError(
                 f"extractor must return {self.dim} features for each sample, as dim={self.dim} says, got "
@@ -113,7 +119,7 @@ class BayesHead(Learner):
             return loop.lift(lambda h, y: solve(h, y, None))(loop.features, loop.targets)
         return loop.lift(solve)(loop.features, loop.targets, loop.mask)
 
-    def _check(self, targets: Tensor) -> None:
+    def _check(self, targets: Any) -> None:
         """Refuse what the head cannot solve for."""
         numbers, axes, outputs = targets.is_floating_point(), targets.shape[1:], self.outputs
         if self.ways is None and not (numbers and axes == (outputs,)):
@@ -128,7 +134,7 @@ class BayesHead(Learner):
                 f"{targets.dtype} {list(targets.shape)}. Leave ways out for regression."
             )
 
-    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+    def predict(self, state: State, fast: Fast, features: Any) -> Any:
         """Predictions ``[samples, outputs]``, or logits ``[samples, classes]``."""
         scores = features @ fast["head"].to(features.dtype)
         return scores if self.ways is None else scores * state["log_scale"].exp()

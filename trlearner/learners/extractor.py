@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from trlearner.base import functional
@@ -14,6 +15,8 @@ from trlearner.engines.coupling import examine, examined
 from trlearner.engines.head import HasModel
 from trlearner.engines.task_learner import TaskLearner
 from trlearner.learners.protocol import MODEL
+from trlearner.tasks.model_call import run
+from trlearner.tasks.nested import flat, per_task
 from trlearner.tasks.samples import Samples
 from trlearner.tasks.select import Select, check_select, select_samples
 
@@ -127,11 +130,9 @@ class Extractor(nn.Module):
         """
         functional.check_statistics(self.module, "extractor")
         if self not in examined:
-            examine(self, self.module, lambda x: functional.pure_call(self.module, {}, x), support)
+            examine(self, self.module, lambda x: run(self.module, {}, x), support)
 
-    def features(
-        self, models: Models, state: State, x: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
+    def features(self, models: Models, state: State, x: Any, mask: Tensor | None = None) -> Tensor:
         """Features of inputs ``[tasks, samples, ...]``, flattened to ``[tasks, samples, features]``.
 
         Args:
@@ -168,7 +169,7 @@ class Extractor(nn.Module):
         learner: TaskLearner | None,
         theirs: State,
         own: State,
-        x: Tensor,
+        x: Any,
         mask: Tensor | None = None,
     ) -> Tensor:
         """As `features`, but whole numbers stay whole.
@@ -180,17 +181,18 @@ class Extractor(nn.Module):
             x: As for `features`.
             mask: As for `features`.
         """
-        found = x.contiguous() if self.plain else self._called(learner, theirs, own, x, mask)
-        return found.flatten(2) if found.ndim > 2 else found[..., None]
+        return flat(
+            x.contiguous() if self.plain else self._called(learner, theirs, own, x, mask), 2
+        )
 
     def _called(
         self,
         learner: TaskLearner | None,
         theirs: State,
         own: State,
-        x: Tensor,
+        x: Any,
         mask: Tensor | None,
-    ) -> Tensor:
+    ) -> Any:
         local = dict(own)
         if shared := self.shared(learner):
             assert isinstance(learner, HasModel)
@@ -199,20 +201,14 @@ class Extractor(nn.Module):
             local |= {name: there[other] for name, other in shared.items()}
         try:
             if functional.couples_samples(self.module):
-                return functional.per_task(
-                    lambda i, keep: functional.pure_call(self.module, local, x[i][keep]),
-                    mask,
-                    len(x),
-                )
-            together = rearrange(x, "tasks samples ... -> (tasks samples) ...")
-            found = functional.pure_call(self.module, local, together)
-            return rearrange(found, "(tasks samples) ... -> tasks samples ...", tasks=len(x))
+                return per_task(lambda i, keep: run(self.module, local, x[i][keep]), mask, len(x))
+            return run(self.module, local, x.flatten(0, 1)).unflatten(0, (len(x), -1))
         except RuntimeError as error:
             if not isinstance(error, (torch.OutOfMemoryError, functional.Busy)):
                 self._explain(learner, x, error)
             raise
 
-    def _explain(self, learner: TaskLearner | None, x: Tensor, error: RuntimeError) -> None:
+    def _explain(self, learner: TaskLearner | None, x: Any, error: RuntimeError) -> None:
         """Says so where a call failed because nobody moved the module to where its inputs are."""
         if self.own:
             return

@@ -10,6 +10,7 @@ from trlearner.base.types import Fast, State
 from trlearner.engines.task_learner import StepSize
 from trlearner.learners.protocol import MODEL, GradientLearner
 from trlearner.learners.rates import Rate, check_rates, rates_of
+from trlearner.tasks.model_call import Call
 
 
 class MAML(GradientLearner):
@@ -27,6 +28,13 @@ class MAML(GradientLearner):
         recompute: Compute each inner step again in the backward pass, in place of keeping its
             activations: less memory, more time, the same gradient. It has no effect where no graph is
             kept (``first_order``, ``torch.no_grad()``).
+        adapts: The parameters that adapt: a name or a beginning of names (``"head"``), a pattern with ``*``
+            (``"*lora*"``), or several of these. By default all that are not frozen. The others are learned
+            by the meta-gradient only.
+        call: ``(model, x) -> output``, how the model is called. By default a dict of inputs is passed by
+            name, a tuple or list one by one, a tensor alone.
+        output: The part of the model's output that holds the predictions, e.g. ``"logits"``; by default all
+            of it, a tensor, or dicts, tuples and lists of tensors.
 
     Example:
         >>> MAML(nn.Linear(1, 1), lr={"": [0.1, 0.05], "bias": 0.01}, steps=2).steps
@@ -41,11 +49,21 @@ class MAML(GradientLearner):
         first_order: bool = False,
         engine: str = "auto",
         recompute: bool = False,
+        adapts: str | Sequence[str] | None = None,
+        call: Call | None = None,
+        output: str | int | None = None,
     ) -> None:
         super().__init__(
-            model, steps=steps, first_order=first_order, engine=engine, recompute=recompute
+            model,
+            steps=steps,
+            first_order=first_order,
+            engine=engine,
+            recompute=recompute,
+            adapts=adapts,
+            call=call,
+            output=output,
         )
-        check_rates(lr, [name for name, _ in model.named_parameters()])
+        check_rates(lr, self.adapting_names())
         self.lr = lr
 
     def start(self, state: State) -> Fast:

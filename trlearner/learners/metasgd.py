@@ -13,6 +13,7 @@ from trlearner.base.types import Fast, State
 from trlearner.engines.task_learner import StepSize, at_step
 from trlearner.learners.protocol import MODEL, GradientLearner
 from trlearner.learners.rates import Rate, check_rates, rates_of
+from trlearner.tasks.model_call import Call
 
 RATES = "rates."
 
@@ -33,6 +34,9 @@ class MetaSGD(GradientLearner):
         per_step: Learn rates for each of the `steps` separately; steps beyond repeat the last.
         engine: As in `MAML`.
         recompute: As in `MAML`.
+        adapts: As in `MAML`.
+        call: As in `MAML`.
+        output: As in `MAML`.
 
     Example:
         >>> learner = MetaSGD(nn.Linear(2, 1), lr=0.1, steps=3, per="layer", per_step=True)
@@ -50,14 +54,24 @@ class MetaSGD(GradientLearner):
         per_step: bool = False,
         engine: str = "auto",
         recompute: bool = False,
+        adapts: str | Sequence[str] | None = None,
+        call: Call | None = None,
+        output: str | int | None = None,
     ) -> None:
         super().__init__(
-            model, steps=steps, first_order=first_order, engine=engine, recompute=recompute
+            model,
+            steps=steps,
+            first_order=first_order,
+            engine=engine,
+            recompute=recompute,
+            adapts=adapts,
+            call=call,
+            output=output,
         )
         if per not in ("element", "layer"):
             raise ValueError(f"per must be 'element' or 'layer', got {per!r}.")
         check_flag("per_step", per_step)
-        check_rates(lr, [name for name, _ in model.named_parameters()])
+        check_rates(lr, self.adapting_names())
         self.per_step = per_step
         self.rates = nn.ParameterDict()
         parameters = dict(model.named_parameters())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trlearner.base import functional
-from trlearner.base.checks import check_flag, check_loss_fn, check_whole
+from trlearner.base.checks import check_flag, check_function, check_loss_fn, check_whole, shown
 from trlearner.base.functional import OneThread
 from trlearner.base.types import Fast, LossFn, State
 from trlearner.engines import compiled
@@ -20,9 +21,12 @@ from trlearner.engines.choose import check_name, choose, without_graph
 from trlearner.engines.coupling import examine_learner, examined
 from trlearner.engines.second_order import explain_backward, sound
 from trlearner.engines.task_learner import InnerLoop, StepSize, at_step
+from trlearner.learners.adapts import as_patterns, matches
 from trlearner.learners.recompute import recomputed
 from trlearner.tasks.ignored import check_labelled
-from trlearner.tasks.samples import Samples, samples_of
+from trlearner.tasks.model_call import Call, answer, run
+from trlearner.tasks.nested import Data, Layout, as_data, holds_labels, layout_of, raw
+from trlearner.tasks.samples import Pair, Samples, samples_of
 
 MODEL = "model."
 
@@ -39,12 +43,36 @@ class Learner(nn.Module, abc.ABC):
         steps: Inner steps; ``0`` for learners that take none.
         engine: ``"auto"``, ``"tune"``, ``"higher"``, ``"loop"``, ``"channels_last"``, ``"batched"`` or
             ``"compiled"``.
+        call: ``(model, x) -> output``, how the model is called. By default a dict of inputs is passed by
+            name, a tuple or list one by one, a tensor alone.
+        output: The part of the model's output that holds the predictions, ``"logits"`` for instance: a name
+            or a position. By default all of it: a tensor, or dicts, tuples and lists of tensors.
     """
 
-    def __init__(self, model: nn.Module, *, steps: int = 0, engine: str = "auto") -> None:
+    layout: Layout | None = None
+    outside_graph = ("layout",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        steps: int = 0,
+        engine: str = "auto",
+        call: Call | None = None,
+        output: str | int | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}.")
+        if call is not None:
+            check_function("call", call, "(model, x) -> predictions")
+        if output is not None and (isinstance(output, bool) or not isinstance(output, (str, int))):
+            raise TypeError(
+                "output must name the part of the model's output that holds predictions, a name or a "
+                f"position, got {shown(output)}."
+            )
+        self.call = call
+        self.output = output
         check_steps(steps)
         check_name(engine)
         self.model = model
@@ -59,10 +87,10 @@ class Learner(nn.Module, abc.ABC):
         """Adapts to the support set that `loop` lends."""
 
     @abc.abstractmethod
-    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+    def predict(self, state: State, fast: Fast, features: Data) -> Any:
         """Predictions ``[samples, *outputs]`` from what `embed` returned."""
 
-    def embed(self, state: State, x: Tensor) -> Tensor:
+    def embed(self, state: State, x: Data) -> Any:
         """What all tasks compute alike: nothing, unless a learner says otherwise."""
         return x
 
@@ -73,6 +101,13 @@ class Learner(nn.Module, abc.ABC):
     def model_state(self, state: State) -> State:
         """The model's own parameters and buffers, by its own names."""
         return {n.removeprefix(MODEL): t for n, t in state.items() if n.startswith(MODEL)}
+
+    def run(self, state: State, x: Any) -> Any:
+        """The model's predictions ``[samples, ...]``, with `state` in place of its tensors, by its names."""
+        found = run(self.model, state, x, self.call, self.output)
+        if not isinstance(found, Tensor):
+            self.layout = layout_of(found, 1)
+        return found
 
     def couples_samples(self) -> bool:
         """Whether a sample's prediction depends on the others of its batch (BatchNorm)."""
@@ -86,7 +121,7 @@ class Learner(nn.Module, abc.ABC):
 
     def adapt(
         self,
-        support: Samples | tuple[Tensor, Tensor],
+        support: Samples | Pair,
         loss_fn: LossFn,
         *,
         steps: int | None = None,
@@ -140,7 +175,7 @@ class Learner(nn.Module, abc.ABC):
         functional.check_statistics(self.model)
         self.prepare(samples)
         for some in (samples, *others):
-            if not some.y.is_floating_point():
+            if holds_labels(some.y):
                 check_labelled(loss_fn, some.y, some.mask)
         if self not in examined:
             examine_learner(self, samples, loss_fn)
@@ -156,10 +191,10 @@ class Learner(nn.Module, abc.ABC):
         seen = sum(s.x.shape[1] for s in (samples, *others))
         return choose(self, self.engine, samples, loss_fn, masked, seen)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
         """The model's predictions before adaptation."""
         with OneThread(self.model.modules()):
-            return self.model(x)
+            return raw(answer(self.model, as_data(x), self.call, self.output))
 
 
 def _less(value: Tensor, size: StepSize, step: int, gradient: Tensor) -> Tensor:
@@ -203,6 +238,9 @@ class GradientLearner(Learner, abc.ABC):
         recompute: Keep only what each inner step starts from and compute the step again in the backward pass:
             memory then grows with steps x parameters, no longer with steps x activations. It changes no
             result, and nothing at all where no graph is kept (``first_order``, ``torch.no_grad()``).
+        adapts: Names or patterns of the parameters that adapt; ``None`` for all that are not frozen.
+        call: As in `Learner`.
+        output: As in `Learner`.
     """
 
     def __init__(
@@ -213,12 +251,16 @@ class GradientLearner(Learner, abc.ABC):
         first_order: bool = False,
         engine: str = "auto",
         recompute: bool = False,
+        adapts: str | Sequence[str] | None = None,
+        call: Call | None = None,
+        output: str | int | None = None,
     ) -> None:
-        super().__init__(model, steps=steps, engine=engine)
+        super().__init__(model, steps=steps, engine=engine, call=call, output=output)
         check_flag("first_order", first_order)
         check_flag("recompute", recompute)
         self.first_order = first_order
         self.recompute = recompute
+        self.adapts = as_patterns(adapts, model)
 
     @abc.abstractmethod
     def start(self, state: State) -> Fast:
@@ -257,11 +299,18 @@ class GradientLearner(Learner, abc.ABC):
             explain_backward(self, mode, fast.values())
         return fast
 
-    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+    def predict(self, state: State, fast: Fast, features: Data) -> Any:
         """The model with its adapted parameters in place."""
-        return functional.pure_call(self.model, self.model_state({**state, **fast}), features)
+        return self.run(self.model_state({**state, **fast}), features)
 
     def trainable(self, prefix: str = "") -> list[str]:
-        """The state's names of the model's parameters that are not frozen, below `prefix`."""
+        """The state's names of the model's parameters that adapt and are not frozen, below `prefix`."""
         names = functional.trainable(self.model)
+        if self.adapts is not None:
+            names = [name for name in names if matches(name, self.adapts)]
         return [MODEL + name for name in names if name.startswith(prefix)]
+
+    def adapting_names(self) -> list[str]:
+        """The model's names of the parameters that adapt, frozen or not."""
+        names = [name for name, _ in self.model.named_parameters()]
+        return names if self.adapts is None else [n for n in names if matches(n, self.adapts)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from trlearner.base import functional
 from trlearner.base.types import Fast, State
 from trlearner.engines.task_learner import InnerLoop
 from trlearner.learners.protocol import Learner
+from trlearner.tasks.model_call import Call
+from trlearner.tasks.nested import Data, flat
 from trlearner.tasks.prototype import class_means
 
 ABSENT = -1e4
@@ -25,19 +28,27 @@ class ProtoNet(Learner):
         extractor: Maps inputs ``[samples, ...]`` to features, flattened to ``[samples, features]``.
         engine: ``"auto"``, ``"tune"``, ``"higher"``, ``"loop"``, ``"channels_last"``, ``"batched"`` or
             ``"compiled"``.
+        call: As in `MAML`.
+        output: As in `MAML`.
     """
 
-    def __init__(self, extractor: nn.Module, engine: str = "auto") -> None:
-        super().__init__(extractor, engine=engine)
+    def __init__(
+        self,
+        extractor: nn.Module,
+        engine: str = "auto",
+        call: Call | None = None,
+        output: str | int | None = None,
+    ) -> None:
+        super().__init__(extractor, engine=engine, call=call, output=output)
 
-    def embed(self, state: State, x: Tensor) -> Tensor:
+    def embed(self, state: State, x: Data) -> Any:
         """The features ``[samples, features]``, which no task changes."""
-        return functional.pure_call(self.model, self.model_state(state), x).flatten(1)
+        return flat(self.run(self.model_state(state), x), 1)
 
     def inner(self, state: State, loop: InnerLoop) -> Fast:
         """The prototypes of the task's classes."""
-        ways = loop.ways
-        if ways is None:
+        ways, labels = loop.ways, loop.targets
+        if ways is None or not isinstance(labels, Tensor):
             raise ValueError(
                 "ProtoNet needs the number of classes: build TaskBatch(..., ways=5) and pass "
                 "batch.support, or Samples(x, y, ways=5)."
@@ -47,10 +58,10 @@ class ProtoNet(Learner):
             means, counts = class_means(features, labels, ways, mask)
             return {"prototypes": means, "counts": counts}
 
-        mask = torch.ones_like(loop.targets, dtype=torch.bool) if loop.mask is None else loop.mask
-        return loop.lift(prototypes)(loop.features, loop.targets, mask)
+        mask = torch.ones_like(labels, dtype=torch.bool) if loop.mask is None else loop.mask
+        return loop.lift(prototypes)(loop.features, labels, mask)
 
-    def predict(self, state: State, fast: Fast, features: Tensor) -> Tensor:
+    def predict(self, state: State, fast: Fast, features: Any) -> Any:
         """Logits ``[samples, classes]``."""
         distance = (features[:, None] - fast["prototypes"][None]).square().sum(-1)
         return torch.where(fast["counts"] > 0, -distance, ABSENT)

@@ -13,6 +13,7 @@ from trlearner.base.types import Fast, State
 from trlearner.engines.task_learner import StepSize
 from trlearner.learners.protocol import MODEL, GradientLearner
 from trlearner.learners.rates import Rate, check_rates, rates_of
+from trlearner.tasks.model_call import Call
 
 TRANSFORMS = "transforms."
 
@@ -33,6 +34,8 @@ class TNet(GradientLearner):
         first_order: Treat inner gradients as constants.
         engine: As in `MAML`.
         recompute: As in `MAML`.
+        call: As in `MAML`.
+        output: As in `MAML`.
 
     Raises:
         ValueError: The model has no layer to transform, or one whose weight is computed.
@@ -51,9 +54,17 @@ class TNet(GradientLearner):
         first_order: bool = False,
         engine: str = "auto",
         recompute: bool = False,
+        call: Call | None = None,
+        output: str | int | None = None,
     ) -> None:
         super().__init__(
-            model, steps=steps, first_order=first_order, engine=engine, recompute=recompute
+            model,
+            steps=steps,
+            first_order=first_order,
+            engine=engine,
+            recompute=recompute,
+            call=call,
+            output=output,
         )
         check_rates(lr, [name for name, _ in model.named_parameters()])
         self.lr = lr

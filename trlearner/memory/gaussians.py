@@ -14,6 +14,7 @@ from trlearner.memory.options import Settings
 from trlearner.memory.remembered import Remembered, own_predictions
 from trlearner.relations.gaussian import gaussian_posterior, posterior_mean, posterior_variance
 from trlearner.relations.posterior import Posterior
+from trlearner.tasks.nested import Data, raw, shown
 from trlearner.tasks.samples import Samples
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
@@ -196,7 +197,7 @@ def by_gaussians(
     return rule(said, support, prior)
 
 
-def kernel_matrix(kernel: Kernel, a: Tensor, b: Tensor) -> Tensor:
+def kernel_matrix(kernel: Kernel, a: Data, b: Data) -> Tensor:
     """Task by task, ``[tasks, n, m]`` of inputs ``[tasks, n, ...]`` and ``[tasks, m, ...]``.
 
     Raises:
@@ -204,8 +205,9 @@ def kernel_matrix(kernel: Kernel, a: Tensor, b: Tensor) -> Tensor:
         ValueError: It has another shape.
     """
     rows = []
-    for one, other in zip(a, b, strict=True):
-        found = kernel(one, other)
+    for task in range(len(a)):
+        one, other = a[task], b[task]
+        found = kernel(raw(one), raw(other))
         expected = (len(one), len(other))
         if not isinstance(found, Tensor):
             raise TypeError(
@@ -213,8 +215,8 @@ def kernel_matrix(kernel: Kernel, a: Tensor, b: Tensor) -> Tensor:
             )
         if tuple(found.shape) != expected:
             raise ValueError(
-                f"kernel(a, b) must return [n, m] = {expected} for a {list(one.shape)} and b "
-                f"{list(other.shape)}, got {list(found.shape)}. It is called with the inputs of one task."
+                f"kernel(a, b) must return [n, m] = {expected} for a {shown(one)} and b "
+                f"{shown(other)}, got {list(found.shape)}. It is called with the inputs of one task."
             )
         rows.append(found)
     return torch.stack(rows)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from trlearner.tasks.batch import TaskBatch
-from trlearner.tasks.samples import Samples, samples_of
+from trlearner.tasks.nested import Nested, shown
+from trlearner.tasks.samples import Pair, Samples, concatenated, samples_of
 
-Tasks = TaskBatch | Samples | tuple[Tensor, Tensor]
+Tasks = TaskBatch | Samples | Pair
 
 SEED = 240_908_474
 """Not 0 or 1, by which users draw their inputs: samples would then be chosen by their inputs."""
@@ -21,15 +22,29 @@ def own_generator() -> torch.Generator:
 
 def all_samples(tasks: Tasks) -> Samples:
     """All samples of known tasks: of a batch, support and queries."""
-    if isinstance(tasks, Samples):
-        return tasks
     if not isinstance(tasks, TaskBatch):
-        return samples_of("tasks", tasks)
+        samples = samples_of("tasks", tasks)
+        check_one_target(samples)
+        return samples
+    check_one_target(tasks.support)
     s, q = tasks.support, tasks.query
     mask = None
     if s.mask is not None or q.mask is not None:
         mask = torch.cat([s.is_real(), q.is_real()], 1)
-    return Samples.unchecked(torch.cat([s.x, q.x], 1), torch.cat([s.y, q.y], 1), mask, s.ways)
+    return concatenated(s, q, mask)
+
+
+def check_one_target(samples: Samples) -> None:
+    """Refuse targets of several tensors: a memory weighs answers by how they fit targets, number by number.
+
+    Raises:
+        ValueError: Saying how to join them.
+    """
+    if isinstance(samples.y, Nested):
+        raise ValueError(
+            f"a memory needs targets in one tensor, got y {shown(samples.y)}. Join them on their last axis, "
+            "and what the model returns with them: call=lambda model, x: torch.cat(model(x), -1)."
+        )
 
 
 def split(samples: Samples, counts: Tensor) -> tuple[Samples, Samples]:

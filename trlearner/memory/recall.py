@@ -14,6 +14,7 @@ from trlearner.memory.gaussians import ByGaussians
 from trlearner.memory.remembered import Remembered, own_predictions
 from trlearner.memory.softmax import BySoftmax
 from trlearner.relations.consistency import mix
+from trlearner.tasks.nested import as_data, have_tasks, shown
 from trlearner.tasks.samples import Samples, check_mask
 
 
@@ -59,16 +60,14 @@ class Recalled:
 
     @overload
     def __call__(
-        self, x: Tensor | Samples, mask: Tensor | None = None, *, std: Literal[False] = False
+        self, x: Any, mask: Tensor | None = None, *, std: Literal[False] = False
     ) -> Tensor: ...
     @overload
     def __call__(
-        self, x: Tensor | Samples, mask: Tensor | None = None, *, std: Literal[True]
+        self, x: Any, mask: Tensor | None = None, *, std: Literal[True]
     ) -> tuple[Tensor, Tensor]: ...
     @torch.no_grad()
-    def __call__(
-        self, x: Tensor | Samples, mask: Tensor | None = None, *, std: bool = False
-    ) -> Any:
+    def __call__(self, x: Any, mask: Tensor | None = None, *, std: bool = False) -> Any:
         """Predictions ``[tasks, queries, *outputs]``.
 
         Args:
@@ -103,16 +102,16 @@ class Recalled:
             return self.remembered.say_chosen(self.own, query, self.models, self.chunk_size)
         assert isinstance(self.related, ByGaussians)
         shape = (self.tasks, 0, query.x.shape[1], *self.related.posterior.outputs)
-        return query.x.new_zeros(shape, dtype=self.related.posterior.dtype)
+        return torch.zeros(shape, dtype=self.related.posterior.dtype, device=query.x.device)
 
-    def _query(self, x: Tensor | Samples, mask: Tensor | None) -> Samples:
+    def _query(self, x: Any, mask: Tensor | None) -> Samples:
         if isinstance(x, Samples):
             mask, x = x.mask, x.x
-        if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != self.tasks:
-            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        x = as_data(x)
+        if not have_tasks(x, self.tasks):
             raise ValueError(
-                f"x must be [tasks, queries, ...] with tasks = {self.tasks}, got {got}. Pass the queries of "
-                "the tasks that were adapted to."
+                f"x must be [tasks, queries, ...] with tasks = {self.tasks}, got {shown(x)}. Pass the "
+                "queries of the tasks that were adapted to."
             )
         if mask is not None:
             check_mask(mask, x)

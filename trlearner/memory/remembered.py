@@ -206,7 +206,7 @@ class Remembered:
 def own_predictions(own: Models, samples: Samples, mask: Tensor | None = None) -> Tensor:
     """What the tasks' own models say ``[tasks, queries, *outputs]``."""
     if isinstance(own, Adapted):
-        return own(samples)
+        return own.predict(own.embed(samples))
     itself = torch.arange(len(samples))[None]
     return own.cross(own.embed(samples), models=itself)[0]
 

@@ -13,6 +13,7 @@ from trlearner.engines.adapted import Models
 from trlearner.memory.options import Settings
 from trlearner.memory.remembered import Remembered, losses_of
 from trlearner.relations.consistency import mix, mixture_kind
+from trlearner.tasks.nested import mapped
 from trlearner.tasks.samples import Samples
 
 
@@ -112,5 +113,6 @@ def _losses(own: Models | None, loss_fn: LossFn, said: Tensor, support: Samples)
         return t.expand(len(said), *t.shape).flatten(0, 1)
 
     mask = None if support.mask is None else for_all(support.mask)
-    every = Samples.unchecked(for_all(support.x), for_all(support.y), mask, support.ways)
+    x, y = mapped(for_all, support.x), mapped(for_all, support.y)
+    every = Samples.unchecked(x, y, mask, support.ways)
     return losses_of(own, loss_fn, said.flatten(0, 1), every).reshape(len(said), len(support))

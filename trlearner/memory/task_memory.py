@@ -16,7 +16,7 @@ from trlearner.learners.protocol import Learner, check_learner
 from trlearner.memory.candidates import Tuned
 from trlearner.memory.gaussians import ByGaussians, Kernel, by_gaussians
 from trlearner.memory.keep import learned, sound
-from trlearner.memory.known import Tasks, all_samples
+from trlearner.memory.known import Tasks, all_samples, check_one_target
 from trlearner.memory.labels import Labels
 from trlearner.memory.leave_one_out import judges
 from trlearner.memory.options import TUNED, check_options, is_gaussian
@@ -231,6 +231,7 @@ class TaskMemory:
                 f"loss_fn must be the one that the memory was made with, {self.loss_fn}, got {loss_fn}."
             )
         samples = samples_of("support", support)
+        check_one_target(samples)
         models = own_models(self.learner, samples, self.loss_fn, steps, own)
         gaussian, share = is_gaussian(self, samples), self.share
         related: ByGaussians | BySoftmax | None = None

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from types import TracebackType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from trlearner.base.checks import (
     check_flag,
     check_function,
     check_instance,
-    check_pair,
     check_whole,
+    shown,
 )
 from trlearner.base.types import LossFn, SeesParts
 from trlearner.base.warn import warn
@@ -25,7 +26,8 @@ from trlearner.regularizer.output import Term
 from trlearner.regularizer.two_phase import Adapt, Answer, Cut, cut
 from trlearner.tasks.batch import TaskBatch
 from trlearner.tasks.loss import task_loss
-from trlearner.tasks.samples import Pair
+from trlearner.tasks.nested import as_data, leaves
+from trlearner.tasks.samples import Pair, check_pair
 
 
 @runtime_checkable
@@ -51,6 +53,8 @@ class Collected:
         together: Ask each model once for all tasks' queries, instead of task by task. It is faster, and
             right only where no sample's prediction depends on the others (no BatchNorm in training mode).
         ways: The number of classes, which alignment needs.
+        start: Where every task's adaptation starts, the parameters of which `add` is given `fast`; for
+            `UpdateEncoder`.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Collected:
         reduction: Literal["mean", "sum"] = "mean",
         together: bool = False,
         ways: int | None = None,
+        start: Any = None,
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")
@@ -74,6 +79,8 @@ class Collected:
         self._tasks: list[tuple[Pair, Pair]] = []
         self._ids: list[Hashable] = []
         self._losses: list[Tensor | None] = []
+        self._fast: list[Any] = []
+        self._start = check_parameters("start", start)
         self._closed = False
 
     def add(
@@ -84,6 +91,7 @@ class Collected:
         query: Pair,
         id: Hashable | None = None,
         loss: Tensor | None = None,
+        fast: Any = None,
     ) -> None:
         """One more task.
 
@@ -95,6 +103,8 @@ class Collected:
             id: The task's name, for a monitor; it counts where all tasks have one.
             loss: The task's own loss, in a loop that called its ``backward()`` here: leave that to
                 `backward`, at the end, in place of `penalty`.
+            fast: The task's adapted parameters with their graph, in the structure and order of `start`;
+                for `UpdateEncoder`.
 
         Raises:
             TypeError: `predict` cannot be called, or `loss` is no tensor of one number.
@@ -127,6 +137,7 @@ class Collected:
                     f"task {len(self)} has the very samples of task {i}: the same task was added twice, and "
                     "each of the two will be asked for the other."
                 )
+        self._fast.append(check_parameters("fast", fast))
         self._losses.append(loss)
         self._models.append(predict)
         self._bound.append(bindings(predict))
@@ -160,7 +171,8 @@ class Collected:
         check_instance(
             "model", model, nn.Module, "Its buffers are kept; leave it out.", optional=True
         )
-        self.add(cut(adapt, predict, support, model), support=support, query=query, id=id)
+        made = cut(adapt, predict, support, model)
+        self.add(made, support=support, query=query, id=id, fast=made.leaves)
 
     def backward(self, loss_fn: LossFn | None = None, scale: float | Tensor = 1.0) -> Tensor:
         """The whole meta-step's backward pass: the tasks' own losses and the relation term.
@@ -208,7 +220,9 @@ class Collected:
         for i, (model, loss, (_, (x, y))) in enumerate(
             zip(self._models, self._losses, self._tasks, strict=True)
         ):
-            share = task_loss(loss_fn, model(x), y) if loss is None else loss
+            share = loss
+            if share is None:
+                share = task_loss(loss_fn, as_data(model(x)), as_data(y))
             share = share if self.reduction == "sum" else share / len(self)
             if loss is None:
                 if not share.requires_grad:
@@ -266,14 +280,17 @@ class Collected:
         if len(batch) == 1:
             warn("a batch of one task has no neighbours: its relation loss is 0.")
             return self._nothing()
-        self.term = regularizer.term_of(CollectedModels(self._models, self.together), batch)
+        self.term = regularizer.term_of(
+            CollectedModels(self._models, self.together, self._fast, self._start), batch
+        )
         if "collected" not in sound.get(regularizer, ()):
             explain_backward(regularizer, "collected", [self.term.loss])
         scale = len(batch) if self.reduction == "sum" else 1
         return regularizer.lam * scale * self.term.loss
 
     def _nothing(self) -> Tensor:
-        zero = self._tasks[0][1][0].new_zeros((), dtype=torch.get_default_dtype())
+        device = as_data(self._tasks[0][1][0]).device
+        zero = torch.zeros((), dtype=torch.get_default_dtype(), device=device)
         return zero.requires_grad_(torch.is_grad_enabled())  # for loops that take it back by itself
 
     def __len__(self) -> int:
@@ -299,7 +316,10 @@ def _take_back(root: Tensor, scale: float | Tensor, retain_graph: bool = False) 
 
 def _check_devices(tasks: list[tuple[Pair, Pair]], regularizer: Regularizer) -> None:
     """Refuse tasks, or a regularizer, that are not all on one device."""
-    places = [{str(t.device) for pair in task for t in pair} for task in tasks]
+    places = [
+        {str(t.device) for pair in task for part in pair for _, t in leaves(as_data(part))}
+        for task in tasks
+    ]
     found = sorted(set().union(*places))
     if len(found) > 1:
         raise ValueError(
@@ -314,6 +334,22 @@ def _check_devices(tasks: list[tuple[Pair, Pair]], regularizer: Regularizer) -> 
                 f"the tasks are on {found[0]}, but the regularizer's {', '.join(other)} not: move it, "
                 f"reg.to({found[0]!r}), before you make the optimizer."
             )
+
+
+def check_parameters(name: str, value: Any) -> Any:
+    """Adapted parameters, or where they start: ``None``, a tensor, or a dict, list or tuple of tensors.
+
+    Raises:
+        TypeError: They hold something else.
+    """
+    value = list(value) if isinstance(value, Iterator) else value
+    odd = [t for t in tree_leaves(value) if not isinstance(t, Tensor)]
+    if value is not None and odd:
+        raise TypeError(
+            f"{name} must hold parameters, a tensor or a dict, list or tuple of tensors, got {shown(odd[0])} "
+            "in it."
+        )
+    return value
 
 
 def _check_loss(loss: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,7 +16,8 @@ class Output:
         loss: ``task_loss + lam * relation_loss``.
         task_loss: The learner's own meta-loss, a scalar.
         relation_loss: L_TR, a scalar; 0 where it was not computed.
-        predictions: Every model on its own task's queries, ``[tasks, queries, ...]``.
+        predictions: Every model on its own task's queries, ``[tasks, queries, ...]``; a tensor, or what the
+            model returns of tensors.
         engine: The name of the engine that ran.
         relations: M ``[tasks, models]``; this and what follows is ``None`` where it was not computed.
         weights: The mixture weights ``[tasks, models]``.
@@ -27,7 +28,7 @@ class Output:
     loss: Tensor
     task_loss: Tensor
     relation_loss: Tensor
-    predictions: Tensor
+    predictions: Any
     engine: str
     relations: Tensor | None = None
     weights: Tensor | None = None

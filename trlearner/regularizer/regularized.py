@@ -8,17 +8,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from trlearner.base.checks import check_function
-from trlearner.base.functional import per_task
 from trlearner.base.types import LossFn
-from trlearner.engines.collected_models import Predict, packed
+from trlearner.engines.collected_models import Predict
 from trlearner.regularizer import collect
 from trlearner.regularizer.meta_step import looks
 from trlearner.regularizer.output import Output
 from trlearner.tasks.batch import TaskBatch, check_batch
 from trlearner.tasks.loss import task_loss
+from trlearner.tasks.nested import as_data, per_task, raw
 from trlearner.tasks.samples import Pair
 
 Adapt = Callable[[Pair], Predict]
@@ -53,16 +52,15 @@ class Regularized:
         reg = self.regularizer
         tasks, losses, answers = reg.collect(ways=batch.ways), list[Tensor](), list[Any]()
         for i in range(len(batch)):
-            support, (x, y) = batch.support.real(i), batch.query.real(i)
+            (xs, ys), (x, y) = batch.support.real(i), batch.query.real(i)
+            support, query = (raw(xs), raw(ys)), (raw(x), raw(y))
             model = self.adapt(support)
-            answers.append(model(x))
+            answers.append(as_data(model(query[0])))
             losses.append(task_loss(reg.loss_fn, answers[-1], y))
-            tasks.add(model, support=support, query=(x, y), id=batch.ids[i] if batch.ids else None)
+            tasks.add(model, support=support, query=query, id=batch.ids[i] if batch.ids else None)
         own, penalty = torch.stack(losses).mean(), tasks.penalty()
         term = tasks.term
-        answered = per_task(
-            lambda i, keep: packed(tree_leaves(answers[i])), batch.query.mask, len(batch)
-        ).detach()
+        answered = per_task(lambda i, keep: answers[i], batch.query.mask, len(batch)).detach()
         related = torch.zeros_like(own).detach() if term is None else term.loss.detach()
         seen = {} if term is None else looks(term)
-        return Output(own + penalty, own.detach(), related, answered, "collected", **seen)
+        return Output(own + penalty, own.detach(), related, raw(answered), "collected", **seen)

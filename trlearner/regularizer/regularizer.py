@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -50,6 +51,7 @@ from trlearner.relations.similarity import TaskRelation, relation_matrix
 from trlearner.samplers.sampler import TaskSampler
 from trlearner.tasks.batch import TaskBatch, check_batch
 from trlearner.tasks.ignored import check_labelled
+from trlearner.tasks.nested import holds_labels, raw, unpacked
 from trlearner.tasks.queries import choose_queries, query_keys
 from trlearner.tasks.samples import Samples
 
@@ -234,6 +236,9 @@ class TRLearner(nn.Module):
         random = None if monitor is None else random_state()
         trains = self.training and torch.is_grad_enabled()
         out = self._run(engine, learner, state, batch, draws, self.parts)
+        if learner.layout is not None:
+            structured = unpacked(out.predictions, learner.layout, 2)
+            out = replace(out, predictions=raw(structured))
         if not trains:
             return out
         if self.sampler is not None:
@@ -318,6 +323,7 @@ class TRLearner(nn.Module):
         reduction: Literal["mean", "sum"] = "mean",
         together: bool = False,
         ways: int | None = None,
+        start: Any = None,
     ) -> Collected:
         """Collects the tasks of one meta-step of your own loop: ``add`` them, then add ``penalty()``.
 
@@ -325,6 +331,8 @@ class TRLearner(nn.Module):
             reduction: ``"sum"`` in a loop that does not divide by the number of tasks.
             together: Ask each model once for all queries; not with BatchNorm in training mode.
             ways: The number of classes, which alignment needs.
+            start: Where every task's adaptation starts, e.g. ``list(net.parameters())``: for `UpdateEncoder`,
+                which also needs ``add(..., fast=...)``.
 
         Example:
             >>> import trlearner as tr
@@ -341,7 +349,7 @@ class TRLearner(nn.Module):
             >>> tasks.term.relations.shape
             torch.Size([3, 3])
         """
-        return Collected(self, reduction, together, ways)
+        return Collected(self, reduction, together, ways, start)
 
     def regularize(
         self,
@@ -378,7 +386,7 @@ class TRLearner(nn.Module):
                 "tr.MAML."
             )
         query = batch.query
-        if not query.y.is_floating_point():
+        if holds_labels(query.y):
             check_labelled(self.loss_fn, query.y, query.mask)
         state = self.prepared(None, batch)
         if isinstance(self.loss_fn, nn.Module):
@@ -440,7 +448,7 @@ class TRLearner(nn.Module):
         call = None
         if isinstance(learner, Learner) and isinstance(batch, TaskBatch):
             query = batch.query
-            shapes = batch.ways, query.y.dtype, query.x.shape[0], tasks
+            shapes = batch.ways, holds_labels(query.y), len(query), tasks
             kind = learner.engine, torch.is_grad_enabled(), *shapes
             call = weakref.ref(learner), parts, kind
             if call == self._passed:

@@ -14,6 +14,7 @@ from trlearner.base.checks import check_loss_fn, check_number, check_tensor, che
 from trlearner.base.types import LossFn
 from trlearner.tasks.ignored import check_labelled
 from trlearner.tasks.loss import task_loss
+from trlearner.tasks.nested import Data, holds_labels
 from trlearner.tasks.samples import check_mask, check_real
 
 Normalize = Literal["sum", "softmax", "quotient"] | Callable[[Tensor, Tensor], Tensor]
@@ -254,7 +255,7 @@ def relation_consistency(
 
 
 def mixture_kind(
-    mixture: Mixture, targets: Tensor, normalize: Normalize
+    mixture: Mixture, targets: Data, normalize: Normalize
 ) -> Literal["values", "logits"]:
     """What ``"auto"`` stands for, and whether it goes with the weights.
 
@@ -264,7 +265,7 @@ def mixture_kind(
     if mixture not in ("auto", "values", "logits"):
         raise ValueError(f"mixture must be 'auto', 'values' or 'logits', got {mixture!r}.")
     if mixture == "auto":
-        mixture = "values" if targets.is_floating_point() else "logits"
+        mixture = "logits" if holds_labels(targets) else "values"
     if mixture == "logits" and normalize == "quotient":
         raise ValueError(
             "mixture='logits' mixes probabilities, but normalize='quotient' can give negative weights. "

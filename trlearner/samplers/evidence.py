@@ -14,6 +14,7 @@ from trlearner.base.types import LossFn, State
 from trlearner.engines.adapted import Engine, adapt
 from trlearner.learners.extractor import Extractor
 from trlearner.learners.protocol import Learner
+from trlearner.tasks.nested import flat
 from trlearner.tasks.samples import Samples
 
 
@@ -50,11 +51,12 @@ def gather(
             features = extractor.run(learner, state, {}, support.x, support.mask)
         else:
             features = engine.embed(learner, state, support.x, support.mask)
-    features = features.flatten(2) if features.ndim > 2 else features[..., None]
+    features = flat(features, 2)
     if not features.is_floating_point():
         features = features.to(torch.get_default_dtype())
     norms = gradient_norms(engine, learner, state, support, loss_fn)
-    return Evidence(features, support.y, support.mask, support.ways, norms)
+    targets = support.y if isinstance(support.y, Tensor) else flat(support.y, 2)
+    return Evidence(features, targets, support.mask, support.ways, norms)
 
 
 def gradient_norms(
@@ -62,7 +64,7 @@ def gradient_norms(
 ) -> Float[Tensor, " tasks"]:
     """The norm of each task's support gradient before adaptation, over all that adapts."""
     if learner.steps == 0:
-        return support.x.new_zeros(len(support), dtype=torch.get_default_dtype())
+        return torch.zeros(len(support), device=support.x.device)
     with torch.no_grad():
         models = adapt(engine, learner, state, support, loss_fn, 0)
     fast = {n: t.detach().requires_grad_() for n, t in models.fast.items()}

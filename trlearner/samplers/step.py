@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trlearner.learners.protocol import Learner
 from trlearner.tasks.batch import TaskBatch
+from trlearner.tasks.nested import raw
 from trlearner.tasks.samples import Samples
 
 Gradient = dict[str, Tensor]
@@ -39,8 +40,8 @@ class Step:
         """As tensors and plain values, which `torch.load` reads with ``weights_only=True``."""
         batch = self.batch
         return {
-            "support": [batch.support.x, batch.support.y, batch.support.mask],
-            "query": [batch.query.x, batch.query.y, batch.query.mask],
+            "support": [*map(raw, batch.support)],
+            "query": [*map(raw, batch.query)],
             "ids": batch.ids,
             "ways": batch.ways,
             "state": dict(self.state),

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from trlearner.base.checks import check_instance, shown
-from trlearner.tasks.samples import Pair, Samples, samples_of, task_index
+from trlearner.tasks.nested import as_data, joined, leaves, sizes_after
+from trlearner.tasks.nested import shown as shape_of
+from trlearner.tasks.samples import Pair, Samples, check_together, samples_of, task_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,17 +199,24 @@ def _check_batch(batch: TaskBatch) -> None:
         raise ValueError(
             f"support and query must have the same tasks, got {len(support)} and {len(query)}."
         )
-    if support.x.shape[2:] != query.x.shape[2:] or support.y.shape[2:] != query.y.shape[2:]:
-        raise ValueError(
-            "support and query samples must have the same shape, got "
-            f"x {list(support.x.shape[2:])} and {list(query.x.shape[2:])}, "
-            f"y {list(support.y.shape[2:])} and {list(query.y.shape[2:])}."
-        )
-    if support.y.is_floating_point() != query.y.is_floating_point():
-        raise ValueError(
-            f"support and query must both have labels or both numbers for targets, got {support.y.dtype} and "
-            f"{query.y.dtype}. Convert them: y.long() for labels, y.float() for numbers."
-        )
+    for name, one, other in (("x", support.x, query.x), ("y", support.y, query.y)):
+        paths = [[path for path, _ in leaves(value)] for value in (one, other)]
+        if paths[0] != paths[1]:
+            raise ValueError(
+                f"support and query must have the same parts in {name}, got {shape_of(one)} and "
+                f"{shape_of(other)}."
+            )
+        if sizes_after(one, 2) != sizes_after(other, 2):
+            raise ValueError(
+                "support and query samples must have the same shape, got "
+                f"{name} of {shape_of(one)} and {shape_of(other)}, without [tasks, samples]."
+            )
+    for (path, one), (_, other) in zip(leaves(support.y), leaves(query.y), strict=True):
+        if one.is_floating_point() != other.is_floating_point():
+            raise ValueError(
+                f"support and query must both have labels or both numbers for targets{path}, got {one.dtype} "
+                f"and {other.dtype}. Convert them: y.long() for labels, y.float() for numbers."
+            )
     if batch.ids is not None and len(batch.ids) != len(support):
         raise ValueError(
             f"ids must name every task, got {len(batch.ids)} for {len(support)} tasks."
@@ -215,44 +224,66 @@ def _check_batch(batch: TaskBatch) -> None:
 
 
 def _stack(pairs: Sequence[Pair], name: str) -> Samples:
-    for i, (x, y) in enumerate(pairs):
-        for value in (x, y):
-            if not isinstance(value, Tensor):
-                raise TypeError(
-                    f"task {i}: {name} x and y must be tensors, got {type(value).__name__}. "
-                    "Convert them first."
-                )
-        if x.ndim < 1 or y.ndim < 1 or len(x) != len(y):
+    both = [(as_data(x), as_data(y)) for x, y in pairs]
+    for i, (x, y) in enumerate(both):
+        for part, value in (("x", x), ("y", y)):
+            for path, leaf in leaves(value):
+                if not isinstance(leaf, Tensor):
+                    raise TypeError(
+                        f"task {i}: {name} {part}{path} must be a tensor, got {type(leaf).__name__}. "
+                        "Convert it first."
+                    )
+                if leaf.ndim < 1:
+                    raise ValueError(
+                        f"task {i}: {name} {part}{path} must be [samples, ...], got []."
+                    )
+            check_together(f"task {i}'s {name} {part}", value, 1, "[samples]")
+        if len(x) != len(y):
             raise ValueError(
                 f"task {i}: {name} x and y must agree on [samples], "
-                f"got {list(x.shape)} and {list(y.shape)}."
+                f"got {shape_of(x)} and {shape_of(y)}."
             )
         if len(x) == 0:
             raise ValueError(f"task {i} has an empty {name} set. Leave this task out of the batch.")
-    for part, values in zip("xy", zip(*pairs, strict=True), strict=True):
-        given = {(t.dtype, t.device) for t in values}
-        if len(given) > 1:
-            kinds = sorted(f"{dtype} on {device}" for dtype, device in given)
-            raise ValueError(
-                f"{name} {part} must have one dtype, on one device, in all tasks, got {' and '.join(kinds)}. "
-                "Convert them first: .float() for numbers, .long() for labels, .to(device)."
-            )
-    sizes = [len(x) for x, _ in pairs]
-    longest = max(sizes)
-    try:
-        x = torch.stack([_pad(x, longest) for x, _ in pairs])
-        y = torch.stack([_pad(y, longest) for _, y in pairs])
-    except RuntimeError:
-        shapes = [(list(x.shape[1:]), list(y.shape[1:])) for x, y in pairs]
-        raise ValueError(
-            f"{name} samples must have one shape in all tasks, got (x, y) shapes {shapes}."
-        ) from None
+    columns = zip("xy", zip(*both, strict=True), strict=True)
+    longest = max(len(x) for x, _ in both)
+    x, y = (_column(f"{name} {part}", values, longest) for part, values in columns)
+    sizes = [len(x) for x, _ in both]
     if min(sizes) == longest:
         return Samples(x, y)
     # Row by row: a tensor of the sizes would have to be copied to a GPU, which waits for it.
     place = torch.arange(longest, device=x.device)
     mask = torch.stack([place < size for size in sizes])
     return Samples(x, y, mask)
+
+
+def _column(name: str, values: Sequence[Any], longest: int) -> Any:
+    """All tasks' inputs, or targets, padded and stacked."""
+    rows = [leaves(value) for value in values]
+    for i, row in enumerate(rows):
+        paths = [[path for path, _ in one] for one in (rows[0], row)]
+        if paths[0] != paths[1]:
+            raise ValueError(
+                f"{name} must have the same parts in all tasks, got {shape_of(values[0])} in task 0 and "
+                f"{shape_of(values[i])} in task {i}."
+            )
+    for (path, first), *others in zip(*rows, strict=True):
+        tensors = [first, *(leaf for _, leaf in others)]
+        given = {(t.dtype, t.device) for t in tensors}
+        if len(given) > 1:
+            kinds = sorted(f"{dtype} on {device}" for dtype, device in given)
+            raise ValueError(
+                f"{name}{path} must have one dtype, on one device, in all tasks, got {' and '.join(kinds)}. "
+                "Convert them first: .float() for numbers, .long() for labels, .to(device)."
+            )
+        shapes = [list(t.shape[1:]) for t in tensors]
+        odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+        if odd is not None:
+            raise ValueError(
+                f"{name}{path} must have one shape of a sample in all tasks, got {shapes[0]} in task 0 and "
+                f"{shapes[odd]} in task {odd}."
+            )
+    return joined(lambda tensors: torch.stack([_pad(t, longest) for t in tensors]), values)
 
 
 def _pad(t: Tensor, size: int) -> Tensor:

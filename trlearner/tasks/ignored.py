@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ CLASSES = 100
 """So many of a loss's classes are tried, where the loss does not say which label it ignores."""
 
 
-def ignored_label(loss_fn: LossFn, predictions: Tensor, targets: Tensor) -> int | None:
+def ignored_label(loss_fn: LossFn, predictions: Any, targets: Any) -> int | None:
     """A label whose samples do not count in the loss, neither in its sum nor in its mean.
 
     It is found by trying, once for each loss and shapes of a sample: padding with this label must leave the
@@ -36,7 +37,8 @@ def ignored_label(loss_fn: LossFn, predictions: Tensor, targets: Tensor) -> int 
         >>> ignored_label(cross_entropy, torch.zeros(2, 3), torch.tensor([0, 1]))
         -100
     """
-    if targets.dtype != torch.int64 or predictions.ndim < 2:
+    both = isinstance(predictions, Tensor) and isinstance(targets, Tensor)
+    if not both or targets.dtype != torch.int64 or predictions.ndim < 2:
         return None
     given = (predictions.shape[1:], targets.shape[1:], predictions.dtype)
     if once(_found, loss_fn, given):
@@ -52,7 +54,7 @@ def ignored_label(loss_fn: LossFn, predictions: Tensor, targets: Tensor) -> int 
     return found
 
 
-def check_labelled(loss_fn: LossFn, targets: Tensor, mask: Tensor | None) -> None:
+def check_labelled(loss_fn: LossFn, targets: Any, mask: Tensor | None) -> None:
     """Refuse a task all of whose labels the loss ignores; looked at on the CPU only, where nothing waits.
 
     Args:
@@ -63,7 +65,7 @@ def check_labelled(loss_fn: LossFn, targets: Tensor, mask: Tensor | None) -> Non
     Raises:
         Misfit: Naming the tasks.
     """
-    label = _declared(loss_fn)
+    label = _declared(loss_fn) if isinstance(targets, Tensor) else None
     if label is None or targets.dtype != torch.int64 or targets.device.type != "cpu":
         return
     counts = (targets != label).flatten(2).any(2) if targets.ndim > 2 else targets != label

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trlearner.base.types import LossFn
 from trlearner.tasks.ignored import ignored_label
+from trlearner.tasks.nested import raw
 from trlearner.tasks.targets import check_targets
 
 
@@ -22,8 +23,8 @@ def task_loss(
 
     Args:
         loss_fn: Scalar mean over the samples.
-        predictions: ``[samples, ...]``.
-        targets: ``[samples, ...]``.
+        predictions: ``[samples, ...]``, a tensor or `Nested`; the loss gets the user's own structure.
+        targets: ``[samples, ...]``, likewise.
         mask: ``[samples]``, true where a sample is real.
 
     Raises:
@@ -37,16 +38,20 @@ def task_loss(
     if not _alike(predictions, targets):
         check_targets(loss_fn, predictions, targets)
     if mask is None:
-        return _scalar(loss_fn(predictions, targets))
+        return _scalar(loss_fn(raw(predictions), raw(targets)))
     label = ignored_label(loss_fn, predictions, targets)
     if label is not None:
         real = mask.reshape(-1, *[1] * (targets.ndim - 1))
         return _scalar(loss_fn(predictions, torch.where(real, targets, label)))
-    each = torch.vmap(lambda p, y: _scalar(loss_fn(p[None], y[None])))(predictions, targets)
+
+    def of_one(p: Any, y: Any) -> Tensor:
+        return _scalar(loss_fn(raw(p[None]), raw(y[None])))
+
+    each = torch.vmap(of_one)(predictions, targets)
     return torch.where(mask, each, 0.0).sum() / mask.sum()
 
 
-def task_losses(loss_fn: LossFn, predictions: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+def task_losses(loss_fn: LossFn, predictions: Any, y: Any, mask: Tensor | None) -> Tensor:
     """Each task's loss on its real samples ``[tasks]``, one after the other."""
     keep = [slice(None) if mask is None else mask[i] for i in range(len(y))]
     return torch.stack([task_loss(loss_fn, predictions[i][k], y[i][k]) for i, k in enumerate(keep)])
@@ -58,14 +63,14 @@ def _alike(predictions: Any, targets: Any) -> bool:
     return both and targets.is_floating_point() and predictions.ndim == targets.ndim
 
 
-def check_decomposes(loss_fn: LossFn, predictions: Tensor, targets: Tensor) -> None:
+def check_decomposes(loss_fn: LossFn, predictions: Any, targets: Any) -> None:
     """Refuse a loss that is not the mean of its values on single samples (masks rely on it).
 
     Raises:
         ValueError: Naming both values.
     """
     with torch.no_grad():
-        whole = _scalar(loss_fn(predictions, targets))
+        whole = _scalar(loss_fn(raw(predictions), raw(targets)))
         real = torch.ones(len(predictions), dtype=torch.bool, device=predictions.device)
         mean = task_loss(loss_fn, predictions, targets, real)
     # Half precision rounds coarsely; autocast may give one of the two, as vmap leaves it out.

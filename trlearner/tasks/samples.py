@@ -11,8 +11,11 @@ from torch import Tensor
 
 from trlearner.base.checks import check_whole, shown
 from trlearner.base.functional import take
+from trlearner.tasks.nested import Nested, as_data, holds_labels, joined, leaves, mapped
+from trlearner.tasks.nested import shown as shape_of
 
-Pair = tuple[Tensor, Tensor]
+Pair = tuple[Any, Any]
+"""Inputs and targets: tensors, or dicts, tuples and lists of tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +23,9 @@ class Samples:
     """Samples of every task of a batch; unpacks as ``x, y, *_``.
 
     Args:
-        x: Inputs, ``[tasks, samples, ...]``.
-        y: Targets, ``[tasks, samples, ...]``.
+        x: Inputs, ``[tasks, samples, ...]``: a tensor, or dicts, tuples and lists of tensors, which become a
+            `Nested`; its ``.tree`` is what was given.
+        y: Targets, likewise.
         mask: ``[tasks, samples]``, true where a sample is real; ``None`` where all are. What
             stands under a false entry is never read: it is replaced by the task's first real sample.
         ways: The number of classes of every task, for integer targets; static, so that it is
@@ -40,20 +44,22 @@ class Samples:
         (4, torch.Size([4, 5, 1]))
     """
 
-    x: Tensor
-    y: Tensor
+    x: Any
+    y: Any
     mask: Tensor | None = None
     ways: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "x", as_data(self.x))
+        object.__setattr__(self, "y", as_data(self.y))
         _check_shapes(self.x, self.y, self.mask)
         if self.mask is not None:
             object.__setattr__(self, "x", _fill(self.x, self.mask))
             object.__setattr__(self, "y", _fill(self.y, self.mask))
         check_whole("ways", self.ways, optional=True)
-        if self.ways is not None and self.y.is_floating_point():
+        if self.ways is not None and not holds_labels(self.y):
             raise ValueError(
-                f"ways={self.ways} is for class labels, but the targets are {self.y.dtype}. "
+                f"ways={self.ways} is for class labels, but the targets are {_kind(self.y)}. "
                 "Leave ways out for regression, or convert labels with y.long()."
             )
         if self.x.device.type == "cpu":
@@ -91,7 +97,7 @@ class Samples:
             return torch.cat([t, t[:, :1].expand(-1, missing, *t.shape[2:])], 1)
 
         mask = torch.cat([self.mask, self.mask.new_zeros(len(self), missing)], 1)
-        return self.unchecked(more(self.x), more(self.y), mask, self.ways)
+        return self.unchecked(mapped(more, self.x), mapped(more, self.y), mask, self.ways)
 
     def is_real(self) -> Tensor:
         """Which samples are no padding ``[tasks, samples]``, also where there is no mask."""
@@ -113,10 +119,10 @@ class Samples:
 
     def pin_memory(self) -> Samples:
         """The samples in page-locked memory, for faster copies to a GPU."""
-        return self._of(Tensor.pin_memory)
+        return self._of(lambda t: t.pin_memory())
 
     @classmethod
-    def unchecked(cls, x: Tensor, y: Tensor, mask: Tensor | None, ways: int | None) -> Samples:
+    def unchecked(cls, x: Any, y: Any, mask: Tensor | None, ways: int | None) -> Samples:
         """Samples made from parts of checked ones, whose padding is filled; costs nothing."""
         made = object.__new__(cls)
         for name, value in (("x", x), ("y", y), ("mask", mask), ("ways", ways)):
@@ -125,38 +131,68 @@ class Samples:
 
     def _of(self, function: Callable[[Tensor], Tensor]) -> Samples:
         mask = None if self.mask is None else function(self.mask)
-        return self.unchecked(function(self.x), function(self.y), mask, self.ways)
+        return self.unchecked(mapped(function, self.x), mapped(function, self.y), mask, self.ways)
 
     def __repr__(self) -> str:
         mask = "" if self.mask is None else f", real={int(self.mask.sum())}/{self.mask.numel()}"
-        return f"Samples(x={list(self.x.shape)}, y={list(self.y.shape)}{mask})"
+        return f"Samples(x={shape_of(self.x)}, y={shape_of(self.y)}{mask})"
 
 
-def _check_shapes(x: Tensor, y: Tensor, mask: Tensor | None) -> None:
+def _check_shapes(x: Any, y: Any, mask: Tensor | None) -> None:
     for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{name} must be a tensor, got {type(value).__name__}. Convert it first."
-            )
-        if value.ndim < 2:
-            raise ValueError(
-                f"{name} must be [tasks, samples, ...], got {list(value.shape)}. For one task, add "
-                "the axis: x[None]."
-            )
+        for path, leaf in leaves(value):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"{name}{path} must be a tensor, got {type(leaf).__name__}. Convert it first."
+                )
+            if leaf.ndim < 2:
+                raise ValueError(
+                    f"{name}{path} must be [tasks, samples, ...], got {list(leaf.shape)}. For one task, "
+                    "add the axis: x[None]."
+                )
+        check_together(name, value, 2, "[tasks, samples]")
     if x.shape[:2] != y.shape[:2]:
         raise ValueError(
-            f"x and y must agree on [tasks, samples], got {list(x.shape)} and {list(y.shape)}. For "
+            f"x and y must agree on [tasks, samples], got {shape_of(x)} and {shape_of(y)}. For "
             "tasks of unequal size use TaskBatch.from_tasks."
         )
     if x.shape[0] == 0 or x.shape[1] == 0:
-        raise ValueError(f"every task needs at least one sample, got x of shape {list(x.shape)}.")
+        raise ValueError(f"every task needs at least one sample, got x of shape {shape_of(x)}.")
     if mask is None:
         return
     check_mask(mask, x)
     check_real(mask, "sample", "Leave these tasks out of the batch.")
 
 
-def check_mask(mask: Tensor, x: Tensor, axis: str = "samples") -> None:
+def check_together(name: str, value: Any, axes: int, called: str) -> None:
+    """Refuse a structure whose tensors differ in their first axes, or in where they lie.
+
+    Args:
+        name: What errors call it.
+        value: `Nested`; a tensor passes.
+        axes: How many must agree.
+        called: What errors call these axes.
+
+    Raises:
+        ValueError: Naming two leaves.
+    """
+    if not isinstance(value, Nested):
+        return
+    (first, one), *others = value.named()
+    for path, leaf in others:
+        if leaf.shape[:axes] != one.shape[:axes]:
+            raise ValueError(
+                f"all parts of {name} must agree on {called}, got {name}{first} {list(one.shape)} and "
+                f"{name}{path} {list(leaf.shape)}."
+            )
+        if leaf.device != one.device:
+            raise ValueError(
+                f"all parts of {name} must be on one device, got {name}{first} on {one.device} and "
+                f"{name}{path} on {leaf.device}."
+            )
+
+
+def check_mask(mask: Tensor, x: Any, axis: str = "samples") -> None:
     """Refuse what is no mask of ``x [tasks, samples, ...]``; `axis` is what the second axis is called.
 
     Raises:
@@ -190,15 +226,16 @@ def check_real(mask: Tensor, one: str, fix: str) -> None:
         )
 
 
-def _check_values(x: Tensor, y: Tensor, ways: int | None) -> None:
+def _check_values(x: Any, y: Any, ways: int | None) -> None:
     for name, value in (("x", x), ("y", y)):
-        if value.is_floating_point() and not torch.isfinite(value.sum()):
-            tasks = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()
-            if tasks:
-                raise ValueError(
-                    f"{name} must be finite, got NaN or infinity in tasks {tasks}. Drop these samples, "
-                    "or mark missing ones with a mask."
-                )
+        for path, leaf in leaves(value):
+            if leaf.is_floating_point() and not torch.isfinite(leaf.sum()):
+                tasks = (~torch.isfinite(leaf)).flatten(1).any(1).nonzero().flatten().tolist()
+                if tasks:
+                    raise ValueError(
+                        f"{name}{path} must be finite, got NaN or infinity in tasks {tasks}. Drop these "
+                        "samples, or mark missing ones with a mask."
+                    )
     if ways is not None and not (int(y.min()) >= 0 and int(y.max()) < ways):
         raise ValueError(
             f"labels must lie in 0..{ways - 1} for ways={ways}, got {int(y.min())}..{int(y.max())}. "
@@ -206,9 +243,40 @@ def _check_values(x: Tensor, y: Tensor, ways: int | None) -> None:
         )
 
 
-def _fill(t: Tensor, mask: Tensor) -> Tensor:
-    first = t[torch.arange(len(t), device=t.device), mask.int().argmax(1)].unsqueeze(1)
-    return torch.where(mask.reshape(*mask.shape, *[1] * (t.ndim - 2)), t, first)
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else f"several tensors {shape_of(value)}"
+
+
+def _fill(value: Any, mask: Tensor) -> Any:
+    def filled(t: Tensor) -> Tensor:
+        first = t[torch.arange(len(t), device=t.device), mask.int().argmax(1)].unsqueeze(1)
+        return torch.where(mask.reshape(*mask.shape, *[1] * (t.ndim - 2)), t, first)
+
+    return mapped(filled, value)
+
+
+def check_pair(name: str, value: Any) -> None:
+    """Refuse what is no pair of inputs and targets of one task.
+
+    Raises:
+        TypeError: Naming the argument.
+    """
+    pair = isinstance(value, (tuple, list)) and len(value) == 2
+    parts = [leaf for part in value for _, leaf in leaves(as_data(part))] if pair else []
+    if not pair or not all(isinstance(part, Tensor) for part in parts):
+        raise TypeError(
+            f"{name} must be a pair (x, y) of tensors [samples, ...], or of dicts, tuples and lists of "
+            f"them, got {shown(value)}."
+        )
+
+
+def concatenated(a: Samples, b: Samples, mask: Tensor | None) -> Samples:
+    """The samples of both for each task, those of `a` first; `mask` says which are real."""
+
+    def both(t: Any, u: Any) -> Any:
+        return joined(lambda parts: torch.cat(parts, 1), [t, u])
+
+    return Samples.unchecked(both(a.x, b.x), both(a.y, b.y), mask, a.ways)
 
 
 def samples_of(name: str, value: Samples | Pair, ways: int | None = None) -> Samples:

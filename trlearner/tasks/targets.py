@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from trlearner.base.functional import pure_call, random_state_kept
 from trlearner.base.types import LossFn, State
+from trlearner.tasks.nested import Data, Nested, arranged, raw
 
 OF_NUMBERS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 MODULES_OF_NUMBERS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
@@ -50,7 +51,7 @@ class LossInState:
     def __init__(self, module: nn.Module, own: State) -> None:
         self.module, self.own = module, own
 
-    def __call__(self, predictions: Tensor, targets: Tensor) -> Any:
+    def __call__(self, predictions: Data, targets: Data) -> Any:
         """The module's loss."""
         return pure_call(self.module, self.own, predictions, targets)
 
@@ -74,6 +75,13 @@ def check_targets(loss_fn: LossFn, predictions: Any, targets: Any) -> None:
     Raises:
         Misfit: Naming both, and what to do.
     """
+    asked = loss_fn
+    if isinstance(predictions, Nested) and len(predictions.leaves) == 1:
+        like, (predictions,) = predictions, predictions.leaves
+
+        def asked(p: Tensor, y: Tensor) -> Any:
+            return loss_fn(raw(arranged(like, [p])), y)
+
     if not isinstance(predictions, Tensor) or not isinstance(targets, Tensor):
         return
     if not (targets.is_floating_point() or targets.is_complex()):
@@ -81,10 +89,10 @@ def check_targets(loss_fn: LossFn, predictions: Any, targets: Any) -> None:
     p, y = predictions.shape, targets.shape
     if len(p) == len(y) or not _broadcasts(p, y):
         return
-    given = (p, y, predictions.dtype, targets.dtype)
+    given = (p, y, predictions.dtype, targets.dtype, asked is loss_fn)
     if not once(_fitting, loss_fn, given):
         return
-    if _mixes_samples(plain(loss_fn), predictions, targets):
+    if _mixes_samples(plain(asked), predictions, targets):
         raise Misfit(
             f"loss_fn broadcasts predictions {list(p)} and targets {list(y)} of one task to "
             f"{list(torch.broadcast_shapes(p, y))}, so each prediction is compared with the targets of "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from trlearner.learners.maml import MAML
 from trlearner.learners.protocol import Learner
 from trlearner.regularizer.regularizer import TRLearner
 from trlearner.tasks.batch import TaskBatch, check_batch
+from trlearner.tasks.nested import as_data, leaves, raw, shown
 from trlearner.tasks.samples import Samples
 from trlearner.tasks.targets import Misfit, check_targets
 
@@ -92,7 +94,13 @@ def _check(model: object, batch: object, loss_fn: object) -> None:
         )
 
 
-def _default_loss(predictions: Tensor, targets: Tensor) -> Tensor:
+def _default_loss(predictions: Any, targets: Any) -> Tensor:
+    if not isinstance(predictions, Tensor) or not isinstance(targets, Tensor):
+        raise TypeError(
+            "model and batch have several tensors for predictions or targets, "
+            f"{shown(as_data(predictions))} and {shown(as_data(targets))}: pass a loss_fn that "
+            "takes them, or tr.MAML(model, output=...)"
+        )
     if not targets.is_floating_point() and predictions.ndim == targets.ndim + 1:
         return F.cross_entropy(predictions, targets)
     check_targets(F.mse_loss, predictions, targets.to(predictions.dtype))
@@ -108,7 +116,7 @@ class _Loss(nn.Module):
         super().__init__()
         self.given = loss_fn
 
-    def forward(self, predictions: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, predictions: Any, targets: Any) -> Tensor:
         return self.given(predictions, targets)
 
 
@@ -206,7 +214,8 @@ def _record(
     learner, loss_fn = patient.learner, patient.loss_fn
     # The very tensors that are passed: the recorder follows them by identity.
     parts = [(s, s.x[0], s.y[0]) for s in (patient.support, patient.query)]
-    data = [("inputs", x) for _, x, _ in parts] + [("targets", y) for _, _, y in parts]
+    data = [("inputs", t) for _, x, _ in parts for _, t in leaves(x)]
+    data += [("targets", t) for _, _, y in parts for _, t in leaves(y)]
     recorder = Recorder(names, data)
     state = learner.state()
     losses = []
@@ -222,12 +231,9 @@ def _record(
                 fast = {name: t[0] for name, t in start.items()}
                 recorder.adapting = True
                 predictions = learner.predict(state, fast, features)
-                if not isinstance(predictions, Tensor):
-                    got = type(predictions).__name__
-                    raise TypeError(f"the model must return one tensor, got {got}")
                 assert isinstance(loss_fn, _Loss)
                 check_targets(loss_fn.given, predictions, y)
-                losses.append(loss_fn(predictions, y))
+                losses.append(loss_fn(raw(predictions), raw(y)))
                 recorder.adapting = False
             recorder.root.complete = True
     except Exception as error:

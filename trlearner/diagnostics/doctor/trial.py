@@ -24,6 +24,7 @@ from trlearner.engines import batched, loop
 from trlearner.engines.adapted import adapt
 from trlearner.engines.embedding import concerns, padded_embeddings
 from trlearner.learners.protocol import Learner
+from trlearner.tasks.nested import arranged, leaves
 from trlearner.tasks.samples import Samples
 
 Trial = Literal["second", "vmap", "trace"]
@@ -253,12 +254,14 @@ def _of_step(
     tasks = 1 if trial == "second" else 2
     state = learner.state()
     parts = patient.support, patient.query
-    data = [t.repeat_interleave(tasks, 0) for s in parts for t in (s.x, s.y)]
+    like = [value for s in parts for value in (s.x, s.y)]
+    data = [t.repeat_interleave(tasks, 0) for value in like for _, t in leaves(value)]
     steps = 0 if once or not patient.adapts else 1
 
     def function(*values: Tensor) -> list[Tensor]:
         here = dict(zip(state, values[: len(state)], strict=True))
-        x, y, query_x, query_y = values[len(state) :]
+        given = iter(values[len(state) :])
+        x, y, query_x, query_y = (arranged(v, [next(given) for _ in leaves(v)]) for v in like)
         support = Samples.unchecked(x, y, None, parts[0].ways)
         query = Samples.unchecked(query_x, query_y, None, parts[1].ways)
         models = adapt(engine, learner, here, support, patient.loss_fn, steps)
