@@ -1,4 +1,4 @@
-"""Whether an adapted model of a user's loop is still what it was when the loop handed it over.
+"""What a user's loop hands over: adapted models, and whether they still are what they were then.
 
 The loop may have set the variables anew that the model reads, or may have freed the graph behind it.
 """
@@ -14,8 +14,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from trlearner.base.checks import shown
 
 PLAIN = (bool, int, float, str, type(None))
+
+
+def check_parameters(name: str, value: Any) -> Any:
+    """Adapted parameters, or where they start: ``None``, a tensor, or a dict, list or tuple of tensors.
+
+    Raises:
+        TypeError: They hold something else.
+    """
+    value = list(value) if isinstance(value, Iterator) else value
+    odd = [t for t in tree_leaves(value) if not isinstance(t, Tensor)]
+    if value is not None and odd:
+        raise TypeError(
+            f"{name} must hold parameters, a tensor or a dict, list or tuple of tensors, got {shown(odd[0])} "
+            "in it."
+        )
+    return value
 
 
 def same(a: Any, b: Any) -> bool:

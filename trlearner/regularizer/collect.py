@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from types import TracebackType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from trlearner.base.checks import (
     check_flag,
     check_function,
     check_instance,
     check_whole,
-    shown,
 )
 from trlearner.base.types import LossFn, SeesParts
 from trlearner.base.warn import warn
 from trlearner.engines.collected_models import CollectedModels, Predict, without_gradient
-from trlearner.engines.handed_over import bindings, rebound, same
+from trlearner.engines.handed_over import bindings, check_parameters, rebound, same
 from trlearner.engines.second_order import explain_backward, sound
 from trlearner.regularizer.output import Term
 from trlearner.regularizer.two_phase import Adapt, Answer, Cut, cut
@@ -334,22 +332,6 @@ def _check_devices(tasks: list[tuple[Pair, Pair]], regularizer: Regularizer) -> 
                 f"the tasks are on {found[0]}, but the regularizer's {', '.join(other)} not: move it, "
                 f"reg.to({found[0]!r}), before you make the optimizer."
             )
-
-
-def check_parameters(name: str, value: Any) -> Any:
-    """Adapted parameters, or where they start: ``None``, a tensor, or a dict, list or tuple of tensors.
-
-    Raises:
-        TypeError: They hold something else.
-    """
-    value = list(value) if isinstance(value, Iterator) else value
-    odd = [t for t in tree_leaves(value) if not isinstance(t, Tensor)]
-    if value is not None and odd:
-        raise TypeError(
-            f"{name} must hold parameters, a tensor or a dict, list or tuple of tensors, got {shown(odd[0])} "
-            "in it."
-        )
-    return value
 
 
 def _check_loss(loss: Tensor) -> None:
