@@ -43,10 +43,10 @@ def test_an_exception_ends_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.full
 @pytest.mark.unchecked  # a check of shapes moves through the files of types
 def test_the_ways_start_at_the_regularizer_and_stay_short() -> None:
-    """Whoever adds a file or a move on these ways says here what it is good for."""
+    """Whoever adds a file or a move says here what it is good for: `nested` lets inputs be structures."""
     for steps in (1, 5):
         found = way.way(way.meta_step(steps))
         assert found.files[0] == "regularizer/regularizer.py"
-        assert len(found.files) <= 15 and found.moves <= 45 + 5 * steps
+        assert len(found.files) <= 16 and found.moves <= 48 + 5 * steps
     found = way.way(way.collected())
-    assert found.files[0] == "regularizer/regularizer.py" and len(found.files) <= 14
+    assert found.files[0] == "regularizer/regularizer.py" and len(found.files) <= 15

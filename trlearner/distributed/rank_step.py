@@ -129,7 +129,7 @@ def _alone(learner: Learner, reg: TRLearner, plan: Plan, gated: dict[str, Tensor
     # "auto" may have settled for a graph.
     engine = without_graph(learner.engine_for(batch.support, reg.loss_fn, query))
     own = own_part(parts, engine, learner, state, batch, plan.related)
-    mixture = mixture_kind(parts.options.mixture, query.y, "sum")
+    mixture = mixture_kind(parts.options.mixture, query.labelled, "sum")
     if not plan.related:
         return Local(state, own.models, own.predictions, own.losses, query, None, mixture)
     choice = None

@@ -119,7 +119,7 @@ class LabelledEncoder(Encoder):
 
     def prepare(self, learner: Learner | None, batch: TaskBatch) -> None:
         """Gives layers of unknown width the width that this batch shows."""
-        if self.of_targets is None and not holds_labels(batch.support.y):
+        if self.of_targets is None and not batch.support.labelled:
             raise ValueError(
                 "LabelledEncoder(..., ways=) is for class labels, but the batch's targets are numbers. Pass "
                 "targets= in its place."
@@ -144,11 +144,11 @@ class LabelledEncoder(Encoder):
         if features.shape[-1] != width:
             check_width(features.shape[-1], width, "g(x)", "features")
         elements, real = features, support.mask
-        if holds_labels(support.y):
+        if support.labelled:
             elements, count = batch_prototypes(features, support)
             real = count > 0
         hidden = linear(elements, state["of_features.weight"], state["of_features.bias"])
-        if not holds_labels(support.y):
+        if not support.labelled:
             y = flat(support.y, 2)
             width = state["of_targets.weight"].shape[1]
             if y.shape[-1] != width:

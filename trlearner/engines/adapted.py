@@ -144,7 +144,8 @@ class Adapted:
             what `embed` made, in one tensor.
         """
         if isinstance(x, Embedded):
-            return packed(self.runner.predict(self, x.features, x.mask), 2)
+            found = self.runner.predict(self, x.features, x.mask)
+            return found if isinstance(found, Tensor) else packed(found, 2)
         with self._checked(x, mask) as samples:
             features = embed(self.runner, self.learner, self.state, samples)
             return raw(self.runner.predict(self, features, samples.mask))
@@ -167,7 +168,8 @@ class Adapted:
             Predictions ``[models, tasks, queries, *outputs]``, as of `predict`.
         """
         if isinstance(x, Embedded):
-            return packed(self.runner.cross(self, x.features, x.mask, models), 3)
+            found = self.runner.cross(self, x.features, x.mask, models)
+            return found if isinstance(found, Tensor) else packed(found, 3)
         with self._checked(x, mask) as samples:
             features = embed(self.runner, self.learner, self.state, samples)
             return raw(self.runner.cross(self, features, samples.mask, models))
@@ -179,7 +181,8 @@ class Adapted:
 
     def losses(self, loss_fn: LossFn, predictions: Tensor, samples: Samples) -> Tensor:
         """Each task's loss ``[tasks]`` of predictions of its samples, over the real ones."""
-        structured = unpacked(predictions, self.learner.layout, 2)
+        layout = self.learner.layout
+        structured = predictions if layout is None else unpacked(predictions, layout, 2)
         return self.runner.loss(loss_fn, structured, samples.y, samples.mask)
 
     def moved(self) -> Tensor:

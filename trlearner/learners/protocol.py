@@ -24,8 +24,8 @@ from trlearner.engines.task_learner import InnerLoop, StepSize, at_step
 from trlearner.learners.adapts import as_patterns, matches
 from trlearner.learners.recompute import recomputed
 from trlearner.tasks.ignored import check_labelled
-from trlearner.tasks.model_call import Call, answer, run
-from trlearner.tasks.nested import Data, Layout, as_data, holds_labels, layout_of, raw
+from trlearner.tasks.model_call import Call, answer, as_predictions, run
+from trlearner.tasks.nested import Data, Layout, as_data, layout_of, raw
 from trlearner.tasks.samples import Pair, Samples, samples_of
 
 MODEL = "model."
@@ -104,7 +104,13 @@ class Learner(nn.Module, abc.ABC):
 
     def run(self, state: State, x: Any) -> Any:
         """The model's predictions ``[samples, ...]``, with `state` in place of its tensors, by its names."""
-        found = run(self.model, state, x, self.call, self.output)
+        if isinstance(x, Tensor) and self.call is None and self.output is None:
+            found = functional.pure_call(self.model, state, x)  # what most models take and return
+            if isinstance(found, Tensor):
+                return found
+            found = as_predictions(found)
+        else:
+            found = run(self.model, state, x, self.call, self.output)
         if not isinstance(found, Tensor):
             self.layout = layout_of(found, 1)
         return found
@@ -175,7 +181,7 @@ class Learner(nn.Module, abc.ABC):
         functional.check_statistics(self.model)
         self.prepare(samples)
         for some in (samples, *others):
-            if holds_labels(some.y):
+            if some.labelled:
                 check_labelled(loss_fn, some.y, some.mask)
         if self not in examined:
             examine_learner(self, samples, loss_fn)

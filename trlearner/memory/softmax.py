@@ -73,7 +73,7 @@ def by_softmax(
         own: The new tasks' own models.
         support: Their support samples.
     """
-    kind = mixture_kind(settings.mixture, support.y, "softmax")
+    kind = mixture_kind(settings.mixture, support.labelled, "softmax")
     said = kept.say(own, support, settings.chunk_size)
     found = best_by_loss(own, loss_fn, said, support, settings.top_k, settings.chunk_size)
     return BySoftmax(*found, settings.temperature, kind)

@@ -210,7 +210,7 @@ class Trier:
             models, least = best_by_loss(own, self.loss_fn, said, support, top_k, self.chunk_size)
             others = self._asked(own, query, models)
             predicted = None if own is None else own_predictions(own, query)
-            rule = BySoftmax(models, least, 1.0, mixture_kind(mixture, query.y, "softmax"))
+            rule = BySoftmax(models, least, 1.0, mixture_kind(mixture, query.labelled, "softmax"))
             first = rule.mean(None, others) if predicted is None else predicted
             alone.append(self._losses(own, first, query))
             kept.append((own, query, predicted, others, rule))

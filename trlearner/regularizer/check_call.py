@@ -46,7 +46,7 @@ def check_call(parts: Parts, learner: Any, batch: Any, tasks: int | None = None)
     concerns = [] if extractor is None else extractor.concerns(learner)
     if parts.lam == 0:
         return []
-    mixture_kind(options.mixture, batch.query.y, options.normalize)
+    mixture_kind(options.mixture, batch.query.labelled, options.normalize)
     if options.head is not None:
         check_learner(learner, options.head, batch.support, parts.loss_fn)
     engine = ENGINES.get(learner.engine)

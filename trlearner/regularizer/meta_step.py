@@ -139,7 +139,7 @@ def relation_term(
     askers = asking(models, options.head)
     query, asked, later = questions(askers, batch.query, asked, draws.queries)
     pairs = Pairs(askers, asked, later, _named(askers, len(relations), chosen))
-    kind = mixture_kind(options.mixture, query.y, options.normalize)
+    kind = mixture_kind(options.mixture, query.labelled, options.normalize)
     mixed = _mixed(options, pairs, weights, alignment, kind)
     confidence = None if alignment is None else _confidence(alignment)
     related = models.losses(loss_fn, mixed, query).mean()

@@ -51,7 +51,7 @@ from trlearner.relations.similarity import TaskRelation, relation_matrix
 from trlearner.samplers.sampler import TaskSampler
 from trlearner.tasks.batch import TaskBatch, check_batch
 from trlearner.tasks.ignored import check_labelled
-from trlearner.tasks.nested import holds_labels, raw, unpacked
+from trlearner.tasks.nested import raw, unpacked
 from trlearner.tasks.queries import choose_queries, query_keys
 from trlearner.tasks.samples import Samples
 
@@ -386,12 +386,12 @@ class TRLearner(nn.Module):
                 "tr.MAML."
             )
         query = batch.query
-        if holds_labels(query.y):
+        if query.labelled:
             check_labelled(self.loss_fn, query.y, query.mask)
         state = self.prepared(None, batch)
         if isinstance(self.loss_fn, nn.Module):
             state |= state_of_loss(self.loss_fn)
-        mixture_kind(self.options.mixture, query.y, self.options.normalize)
+        mixture_kind(self.options.mixture, query.labelled, self.options.normalize)
         draws = Draws(True, self._draw_queries(query))
         asked = Embedded(query.x, query.mask)
         term = relation_term(self.parts, models, state, batch, asked, draws)
@@ -448,7 +448,7 @@ class TRLearner(nn.Module):
         call = None
         if isinstance(learner, Learner) and isinstance(batch, TaskBatch):
             query = batch.query
-            shapes = batch.ways, holds_labels(query.y), len(query), tasks
+            shapes = batch.ways, query.y.dtype, query.x.shape[0], tasks
             kind = learner.engine, torch.is_grad_enabled(), *shapes
             call = weakref.ref(learner), parts, kind
             if call == self._passed:

@@ -14,7 +14,6 @@ from trlearner.base.checks import check_loss_fn, check_number, check_tensor, che
 from trlearner.base.types import LossFn
 from trlearner.tasks.ignored import check_labelled
 from trlearner.tasks.loss import task_loss
-from trlearner.tasks.nested import Data, holds_labels
 from trlearner.tasks.samples import check_mask, check_real
 
 Normalize = Literal["sum", "softmax", "quotient"] | Callable[[Tensor, Tensor], Tensor]
@@ -244,7 +243,7 @@ def relation_consistency(
     check_labelled(loss_fn, targets, mask)
     if len(relations) == 1:
         return predictions.sum() * 0
-    kind = mixture_kind(mixture, targets, normalize)
+    kind = mixture_kind(mixture, not targets.is_floating_point(), normalize)
     weights = relation_weights(relations, normalize, temperature=temperature, top_k=top_k)
     mixed = mix(predictions, weights, kind, alignment)
     losses = [
@@ -255,7 +254,7 @@ def relation_consistency(
 
 
 def mixture_kind(
-    mixture: Mixture, targets: Data, normalize: Normalize
+    mixture: Mixture, labelled: bool, normalize: Normalize
 ) -> Literal["values", "logits"]:
     """What ``"auto"`` stands for, and whether it goes with the weights.
 
@@ -265,7 +264,7 @@ def mixture_kind(
     if mixture not in ("auto", "values", "logits"):
         raise ValueError(f"mixture must be 'auto', 'values' or 'logits', got {mixture!r}.")
     if mixture == "auto":
-        mixture = "logits" if holds_labels(targets) else "values"
+        mixture = "logits" if labelled else "values"
     if mixture == "logits" and normalize == "quotient":
         raise ValueError(
             "mixture='logits' mixes probabilities, but normalize='quotient' can give negative weights. "

@@ -18,7 +18,6 @@ from trlearner.engines.blame import blaming
 from trlearner.engines.choose import ENGINES, without_graph
 from trlearner.learners.protocol import Learner, check_learner
 from trlearner.tasks.batch import TaskBatch, check_batch
-from trlearner.tasks.nested import holds_labels
 
 
 @contextmanager
@@ -30,7 +29,7 @@ def looking(
     What is drawn inside leaves no trace in the random state.
     """
     if loss_fn is None:
-        loss_fn = cross_entropy if holds_labels(batch.query.y) else mse_loss
+        loss_fn = cross_entropy if batch.query.labelled else mse_loss
     engine = learner.engine_for(batch.support, loss_fn, batch.query)
     engine = ENGINES["loop"] if engine.name == "higher" else without_graph(engine)
     parts = {"batch.support": batch.support}

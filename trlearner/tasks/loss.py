@@ -35,10 +35,12 @@ def task_loss(
         >>> task_loss(torch.nn.functional.mse_loss, p, y, torch.tensor([True, True, False]))
         tensor(5.)
     """
-    if not _alike(predictions, targets):
+    plain = isinstance(predictions, Tensor) and isinstance(targets, Tensor)
+    if not (plain and targets.is_floating_point() and predictions.ndim == targets.ndim):
         check_targets(loss_fn, predictions, targets)
     if mask is None:
-        return _scalar(loss_fn(raw(predictions), raw(targets)))
+        given = (predictions, targets) if plain else (raw(predictions), raw(targets))
+        return _scalar(loss_fn(*given))
     label = ignored_label(loss_fn, predictions, targets)
     if label is not None:
         real = mask.reshape(-1, *[1] * (targets.ndim - 1))
@@ -55,12 +57,6 @@ def task_losses(loss_fn: LossFn, predictions: Any, y: Any, mask: Tensor | None) 
     """Each task's loss on its real samples ``[tasks]``, one after the other."""
     keep = [slice(None) if mask is None else mask[i] for i in range(len(y))]
     return torch.stack([task_loss(loss_fn, predictions[i][k], y[i][k]) for i, k in enumerate(keep)])
-
-
-def _alike(predictions: Any, targets: Any) -> bool:
-    """Whether these are numbers with as many axes, of which there is nothing to check."""
-    both = isinstance(predictions, Tensor) and isinstance(targets, Tensor)
-    return both and targets.is_floating_point() and predictions.ndim == targets.ndim
 
 
 def check_decomposes(loss_fn: LossFn, predictions: Any, targets: Any) -> None:

@@ -42,7 +42,7 @@ def run(
         found = pure_call(model, state, *args, **kwargs)
     else:
         found = pure_call(model, state, x)
-    return found if isinstance(found, Tensor) and output is None else _predictions(found, output)
+    return as_predictions(found, output)
 
 
 def answer(
@@ -57,9 +57,9 @@ def answer(
         output: The part of what comes out that holds the predictions; ``None`` for all of it.
     """
     if call is not None:
-        return _predictions(call(model, raw(x)), output)
+        return as_predictions(call(model, raw(x)), output)
     args, kwargs = _arguments(x)
-    return _predictions(model(*args, **kwargs), output)
+    return as_predictions(model(*args, **kwargs), output)
 
 
 HELD = "model."
@@ -85,7 +85,13 @@ def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(given), {}) if isinstance(given, (tuple, list)) else ((given,), {})
 
 
-def _predictions(found: Any, output: str | int | None) -> Any:
+def as_predictions(found: Any, output: str | int | None = None) -> Any:
+    """What a model returned, or a part of it, as a tensor or `Nested`.
+
+    Raises:
+        TypeError: It holds something else than tensors.
+        ValueError: There is no such part.
+    """
     if output is not None:
         found = _part(found, output)
     if isinstance(found, Tensor):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ class Samples:
     y: Any
     mask: Tensor | None = None
     ways: int | None = None
+    labelled: bool = field(init=False)  # whether targets are class labels
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", as_data(self.x))
@@ -56,8 +57,9 @@ class Samples:
         if self.mask is not None:
             object.__setattr__(self, "x", _fill(self.x, self.mask))
             object.__setattr__(self, "y", _fill(self.y, self.mask))
+        object.__setattr__(self, "labelled", holds_labels(self.y))
         check_whole("ways", self.ways, optional=True)
-        if self.ways is not None and not holds_labels(self.y):
+        if self.ways is not None and not self.labelled:
             raise ValueError(
                 f"ways={self.ways} is for class labels, but the targets are {_kind(self.y)}. "
                 "Leave ways out for regression, or convert labels with y.long()."
@@ -125,7 +127,8 @@ class Samples:
     def unchecked(cls, x: Any, y: Any, mask: Tensor | None, ways: int | None) -> Samples:
         """Samples made from parts of checked ones, whose padding is filled; costs nothing."""
         made = object.__new__(cls)
-        for name, value in (("x", x), ("y", y), ("mask", mask), ("ways", ways)):
+        values = {"x": x, "y": y, "mask": mask, "ways": ways, "labelled": holds_labels(y)}
+        for name, value in values.items():
             object.__setattr__(made, name, value)
         return made
 
