@@ -111,6 +111,31 @@ def test_a_part_adapts_by_name(make: Any) -> None:
     assert {name for name, p in model.named_parameters() if p.grad is not None} == only
 
 
+def test_the_last_layer_of_bert_is_a_head() -> None:
+    torch.manual_seed(0)
+    model = bert().double()
+    found = []
+    for learner in (
+        tr.ANIL(model, head="classifier", lr=0.1, steps=2, output="logits"),
+        tr.MAML(model, lr=0.1, steps=2, adapts="classifier", output="logits", engine="loop"),
+    ):
+        model.zero_grad()
+        out = step(learner)
+        found.append([out.loss, *(p.grad.clone() for p in model.parameters())])
+    assert_close(found[0], found[1], rtol=0.0, atol=1e-9)
+
+
+def test_a_head_that_is_not_last_is_told_what_to_use() -> None:
+    learner = tr.ANIL(gpt2(), head="score", steps=1, output="logits")
+    with pytest.raises(
+        ValueError, match=r"must be the last thing .* tr.MAML\(model, adapts='score'\)"
+    ):
+        step(learner)
+    tied = transformers.GPT2LMHeadModel(gpt2().config)
+    with pytest.raises(ValueError, match=r"shared with the body.* tr.MAML\(model, adapts=...\)"):
+        tr.ANIL(tied, head="lm_head", output="logits")
+
+
 @pytest.mark.parametrize("make", [bert, gpt2])
 def test_prototypes_of_sentences(make: Any) -> None:
     """A body without its head, whose pooled or last hidden state describes a sentence."""

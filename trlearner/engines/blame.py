@@ -103,6 +103,8 @@ def _forward(
     """The model, then the loss, before adaptation."""
     one, calls = _one(samples), _Calls(learner)
     try:
+        if (prepare := getattr(learner, "prepare", None)) is not None:
+            prepare(samples)  # whether the learner can do with this model at all
         with calls.recorded():
             state, x = learner.state(), one.x[0]
             features = learner.embed(state, x)

@@ -62,8 +62,9 @@ def check_name(model: nn.Module, head: str) -> None:
     tied = [name for name, p in own if not first[id(p)].startswith(head + ".")]
     if tied:
         raise ValueError(
-            f"the head's {tied} are shared with the body, so the head cannot stand alone. Use MAML without "
-            "head=, or give the head parameters of its own."
+            f"the head's {tied} are shared with the body, so the head cannot stand alone. Use "
+            "tr.MAML(model, adapts=...) with the names of what is to adapt, or give the head parameters of "
+            "its own."
         )
 
 
@@ -86,7 +87,8 @@ def check_last(model: nn.Module, head: str, run: Callable[[], Any]) -> None:
             f"the head {head!r} must be the last thing the model does, called once with one "
             f"tensor: it was called {len(seen)} times and the model's output is "
             f"{'' if seen and seen[-1][1] is output else 'not '}what it returned. Move what comes "
-            "after it into the head, e.g. head=nn.Sequential(linear, rest)."
+            "after it into the head, e.g. head=nn.Sequential(linear, rest), or let the same parameters adapt "
+            f"wherever they stand: tr.MAML(model, adapts={head!r})."
         )
 
 
