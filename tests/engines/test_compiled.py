@@ -9,12 +9,13 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import contracts
 import pytest
 import torch
 from contracts import close
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 import trlearner as tr
@@ -294,6 +295,41 @@ def test_another_cause_is_told_without_blaming_the_compiler(fails, monkeypatch) 
         fails("fake mode doesn't match")
     assert "C++" not in str(raised.value)
     assert isinstance(raised.value.__cause__, AssertionError)
+
+
+def step_with(
+    compiler: Callable[..., Any], model: nn.Module, patch: pytest.MonkeyPatch
+) -> tr.Output:
+    """A step on `compiled` with another compiler in Inductor's place."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch._inductor import compile_fx
+    patch.setattr(compile_fx, "compile_fx", compiler)
+    learner = contracts.learner("maml", model, "compiled", steps=1)
+    return regularizer()(learner, contracts.regression_batch())
+
+
+def test_code_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor made right losses with wrong gradients of a step with `nn.RNNCell`."""
+
+    def wrong(graph, fakes):  # type: ignore[no-untyped-def]
+        def run(*tensors: Tensor) -> list[Tensor]:
+            loss, *others = graph(*tensors)
+            return [loss, *(1.1 * t if t.is_floating_point() else t for t in others)]
+
+        return run
+
+    with pytest.raises(RuntimeError, match=r"Inductor's code is off by .* Use engine='batched'"):
+        step_with(wrong, contracts.net(), monkeypatch)
+
+
+def test_noise_is_drawn_alike_for_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(contracts.net(), nn.Dropout(0.5))
+
+    def right(graph, fakes):  # type: ignore[no-untyped-def]
+        return graph
+
+    step_with(right, model, monkeypatch)
 
 
 @pytest.mark.unchecked

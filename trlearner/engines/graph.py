@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import os
 import shlex
 import shutil
@@ -17,9 +18,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from trlearner.base.functional import random_state, set_random_state
 from trlearner.engines.batched import NotBatchable
 from trlearner.tasks.targets import Misfit
 
+OFF, LEAST = 0.02, 0.01
+"""A compiled graph may be off by this share of a result's size, or of this share of the largest result."""
+
+Compiled = Callable[..., Sequence[Tensor]]
 Function = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """A pure function of named tensors; what it calls ``loss`` is what gradients are taken of."""
 
@@ -32,7 +38,7 @@ class NotCompilable(RuntimeError):
 class Graph:
     """A function of a flat list of tensors, and how to read the list that it returns."""
 
-    run: Callable[..., Sequence[Tensor]]
+    run: Compiled
     outputs: tuple[str, ...]
     trained: tuple[str, ...]  # the inputs that have a gradient, in the order of the last results
     signature: (
@@ -143,6 +149,13 @@ def _trace(
     return graph, seen[0], seen[1]
 
 
+def _copy(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The same graph, which compiling the other leaves as it is."""
+    nodes = torch.fx.Graph()
+    nodes.output(nodes.graph_copy(graph.graph, {}))
+    return torch.fx.GraphModule(graph, nodes)
+
+
 def _reshaping(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """The graph with `reshape` for `view`: kernels may lay out results otherwise than tracing foresaw."""
     for node in graph.graph.nodes:
@@ -159,10 +172,9 @@ def _signature(graph: torch.fx.GraphModule) -> bytes | None:
     return hashlib.sha256(graph.code.encode()).digest()
 
 
-def _inductor(
-    graph: torch.fx.GraphModule, example: list[Tensor]
-) -> Callable[..., Sequence[Tensor]]:
+def _inductor(graph: torch.fx.GraphModule, example: list[Tensor]) -> Compiled:
     on_cpu = all(t.device.type == "cpu" for t in example)
+    plain = _reshaping(_copy(graph))
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -185,16 +197,44 @@ def _inductor(
                 config.patch(fallback_random=True, cpp_wrapper=on_cpu),
                 tracing(TracingContext(fake)),
             ):
-                compiled = cast(
-                    Callable[..., Sequence[Tensor]], compile_fx.compile_fx(graph, fakes)
-                )
-            compiled(*example)
+                compiled = cast(Compiled, compile_fx.compile_fx(graph, fakes))
+            _check_same(compiled, plain, example)
+    except NotCompilable:
+        raise
     except Exception as error:
         raise NotCompilable(
             f"engine='compiled' could not compile this meta-step: {error}\n"
             f"{_missing(on_cpu)}Use engine='batched'."
         ) from error
     return compiled
+
+
+def _check_same(compiled: Compiled, plain: Compiled, example: list[Tensor]) -> None:
+    """Runs what Inductor made once, and refuses it where it computes something else than the graph.
+
+    Inductor has compiled meta-steps wrongly: right losses with wrong gradients, around ``nn.RNNCell``.
+
+    Raises:
+        NotCompilable: Saying by how much it is off.
+    """
+    before = random_state()
+    found = compiled(*example)
+    after = random_state()
+    set_random_state(before)
+    wanted = plain(*example)
+    set_random_state(after)
+    pairs = [
+        (a, b) for a, b in zip(found, wanted, strict=True) if b.is_floating_point() and b.numel()
+    ]
+    scales = [float(b.abs().max()) for _, b in pairs]
+    least = LEAST * max((s for s in scales if math.isfinite(s)), default=0.0)
+    for (a, b), scale in zip(pairs, scales, strict=True):
+        off = float((a.double() - b.double()).abs().max())
+        if math.isfinite(scale) and not off <= OFF * max(scale, least):
+            raise NotCompilable(
+                "engine='compiled' would compute something else than this meta-step: Inductor's code is off "
+                f"by {off:.3g} where numbers are of size {scale:.3g}. Use engine='batched'."
+            )
 
 
 def _missing(on_cpu: bool) -> str:
