@@ -14,7 +14,6 @@ import trlearner as tr
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytestmark = [
-    pytest.mark.full,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:engine='auto' runs this learner with 'loop'"),
 ]
@@ -76,6 +75,7 @@ def moved(learner: tr.Learner) -> set[str]:
     return {n for n, t in names.items() if (t[0] - model[n]).abs().max() > 0}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("make", [bert, gpt2])
 def test_a_whole_model_adapts(make: Any, first_order: bool) -> None:
@@ -88,6 +88,7 @@ def test_a_whole_model_adapts(make: Any, first_order: bool) -> None:
     assert len(moved(made)) > 10
 
 
+@pytest.mark.full
 def test_engines_agree() -> None:
     found = []
     for engine in ("loop", "batched"):
@@ -98,6 +99,7 @@ def test_engines_agree() -> None:
     assert_close(found[0], found[1], rtol=0.0, atol=1e-9)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("make", [bert, gpt2])
 def test_a_part_adapts_by_name(make: Any) -> None:
     torch.manual_seed(0)
@@ -111,6 +113,7 @@ def test_a_part_adapts_by_name(make: Any) -> None:
     assert {name for name, p in model.named_parameters() if p.grad is not None} == only
 
 
+@pytest.mark.full
 def test_the_last_layer_of_bert_is_a_head() -> None:
     torch.manual_seed(0)
     model = bert().double()
@@ -136,6 +139,7 @@ def test_a_head_that_is_not_last_is_told_what_to_use() -> None:
         tr.ANIL(tied, head="lm_head", output="logits")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("make", [bert, gpt2])
 def test_prototypes_of_sentences(make: Any) -> None:
     """A body without its head, whose pooled or last hidden state describes a sentence."""
@@ -148,6 +152,7 @@ def test_prototypes_of_sentences(make: Any) -> None:
     assert out.predictions.shape == (3, 4, 2)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("make", [bert, gpt2])
 def test_lora_adapts_alone(make: Any) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed")

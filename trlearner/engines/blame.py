@@ -103,9 +103,9 @@ def _forward(
     """The model, then the loss, before adaptation."""
     one, calls = _one(samples), _Calls(learner)
     try:
-        if (prepare := getattr(learner, "prepare", None)) is not None:
-            prepare(samples)  # whether the learner can do with this model at all
         with calls.recorded():
+            if (prepare := getattr(learner, "prepare", None)) is not None:
+                prepare(samples)  # whether the learner can do with this model at all
             state, x = learner.state(), one.x[0]
             features = learner.embed(state, x)
             calls.running.clear()  # ANIL leaves its model at the head
