@@ -43,7 +43,7 @@ def test_an_exception_ends_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.full
 @pytest.mark.unchecked  # a check of shapes moves through the files of types
 def test_the_ways_start_at_the_regularizer_and_stay_short() -> None:
-    """Whoever adds a file or a move says here what it is good for: `nested` lets inputs be structures."""
+    """A new file or move needs a reason here. `tasks/nested` is there so that inputs may be structures."""
     for steps in (1, 5):
         found = way.way(way.meta_step(steps))
         assert found.files[0] == "regularizer/regularizer.py"

@@ -17,7 +17,7 @@ from trlearner.engines.adapted import Models
 from trlearner.learners.extractor import Extractor
 from trlearner.learners.protocol import Learner
 from trlearner.tasks.batch import TaskBatch, check_batch
-from trlearner.tasks.nested import flat, holds_labels
+from trlearner.tasks.nested import flat
 from trlearner.tasks.prototype import batch_prototypes
 from trlearner.tasks.samples import Samples
 from trlearner.tasks.select import Select, check_select
@@ -35,7 +35,7 @@ class LabelledEncoder(Encoder):
         dim: The width of an embedding.
         features: The width of g(x); by default it is found at the first batch, and an optimizer, a copy or a
             count of parameters made before that misses some. `for_batch` finds all widths at once.
-        targets: The width of a regression target; likewise.
+        targets: The width of a regression target; by default found as `features` is.
         hidden: The width of the hidden layer.
         detach: Train g by nothing that the relations want.
         own: Make g a part of the regularizer: trained, saved and moved with it. Leave it out where g is a
@@ -111,10 +111,11 @@ class LabelledEncoder(Encoder):
         x, y = batch.support.x[:1, :2], batch.support.y[:1, :2]
         with torch.no_grad(), random_state_kept(x):
             features = Extractor(extractor).run(None, {}, {}, x).shape[-1]
-        labels = holds_labels(y)
-        if labels and batch.ways is None:
+        if batch.support.labelled and batch.ways is None:
             raise ValueError("batch must say how many classes there are: TaskBatch(..., ways=5).")
-        widths = {"ways": batch.ways} if labels else {"targets": flat(y, 2).shape[-1]}
+        widths = (
+            {"ways": batch.ways} if batch.support.labelled else {"targets": flat(y, 2).shape[-1]}
+        )
         return cls(extractor, dim, features=features, **widths, **options)
 
     def prepare(self, learner: Learner | None, batch: TaskBatch) -> None:
@@ -132,7 +133,8 @@ class LabelledEncoder(Encoder):
             features = self.extractor.run(None, {}, {}, x).to(self.out.weight.dtype)
             self.of_features(features)
             if self.of_targets is not None:
-                self.of_targets(features[..., :1] if holds_labels(y) else flat(y, 2).to(features))
+                labels = batch.support.labelled
+                self.of_targets(features[..., :1] if labels else flat(y, 2).to(features))
 
     def encode(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """The set encoding of every task: ``[tasks, dim]``."""

@@ -9,14 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trlearner.base.checks import check_flag, check_whole
-from trlearner.base.functional import precision
 from trlearner.base.types import State
 from trlearner.encoders.protocol import Encoder
 from trlearner.engines.adapted import Models
 from trlearner.engines.task_learner import GradientTaskLearner
+from trlearner.learners.extractor import Extractor
 from trlearner.learners.protocol import Learner
 from trlearner.tasks.batch import TaskBatch
-from trlearner.tasks.nested import flat
 from trlearner.tasks.prototype import batch_prototypes
 
 WORD = 0xFFFFFFFF
@@ -79,11 +78,8 @@ class UpdateEncoder(Encoder):
 
     def prototypes(self, state: State, batch: TaskBatch, models: Models) -> Tensor:
         """Mean inputs ``[tasks, classes, features]`` of the support's classes, for there is no extractor."""
-        support = batch.support
-        features = flat(support.x, 2)
-        if not features.is_floating_point():
-            features = features.to(precision({**models.state, **state}))
-        return batch_prototypes(features, support)[0]
+        features = Extractor(None).features(models, state, batch.support.x)
+        return batch_prototypes(features, batch.support)[0]
 
 
 def count_sketch(

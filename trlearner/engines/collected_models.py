@@ -52,7 +52,7 @@ class CollectedModels:
     Args:
         models: One for each task.
         fast: Each task's adapted parameters, where the loop handed them over.
-        start: Where every task's adaptation starts, likewise.
+        start: The parameters where every task's adaptation starts, where the loop handed them over.
         together: Ask each model once for all tasks' queries; right only where no sample's prediction depends
             on the others.
 

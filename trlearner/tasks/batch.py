@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trlearner.base.checks import check_instance, shown
-from trlearner.tasks.nested import as_data, joined, leaves, sizes_after
+from trlearner.tasks.nested import as_data, joined, leaves, same_parts, sizes_after
 from trlearner.tasks.nested import shown as shape_of
 from trlearner.tasks.samples import Pair, Samples, check_together, samples_of, task_index
 
@@ -200,8 +200,7 @@ def _check_batch(batch: TaskBatch) -> None:
             f"support and query must have the same tasks, got {len(support)} and {len(query)}."
         )
     for name, one, other in (("x", support.x, query.x), ("y", support.y, query.y)):
-        paths = [[path for path, _ in leaves(value)] for value in (one, other)]
-        if paths[0] != paths[1]:
+        if not same_parts(one, other):
             raise ValueError(
                 f"support and query must have the same parts in {name}, got {shape_of(one)} and "
                 f"{shape_of(other)}."
@@ -259,15 +258,13 @@ def _stack(pairs: Sequence[Pair], name: str) -> Samples:
 
 def _column(name: str, values: Sequence[Any], longest: int) -> Any:
     """All tasks' inputs, or targets, padded and stacked."""
-    rows = [leaves(value) for value in values]
-    for i, row in enumerate(rows):
-        paths = [[path for path, _ in one] for one in (rows[0], row)]
-        if paths[0] != paths[1]:
+    for i, value in enumerate(values):
+        if not same_parts(values[0], value):
             raise ValueError(
                 f"{name} must have the same parts in all tasks, got {shape_of(values[0])} in task 0 and "
-                f"{shape_of(values[i])} in task {i}."
+                f"{shape_of(value)} in task {i}."
             )
-    for (path, first), *others in zip(*rows, strict=True):
+    for (path, first), *others in zip(*map(leaves, values), strict=True):
         tensors = [first, *(leaf for _, leaf in others)]
         given = {(t.dtype, t.device) for t in tensors}
         if len(given) > 1:

@@ -24,7 +24,7 @@ def task_loss(
     Args:
         loss_fn: Scalar mean over the samples.
         predictions: ``[samples, ...]``, a tensor or `Nested`; the loss gets the user's own structure.
-        targets: ``[samples, ...]``, likewise.
+        targets: ``[samples, ...]``, a tensor or `Nested` as well.
         mask: ``[samples]``, true where a sample is real.
 
     Raises:

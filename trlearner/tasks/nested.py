@@ -65,11 +65,6 @@ class Nested:
         return first[:same]
 
     @property
-    def ndim(self) -> int:
-        """How many axes every leaf has at least."""
-        return min(leaf.ndim for leaf in self.leaves)
-
-    @property
     def device(self) -> torch.device:
         """Where the first leaf lies; they are checked to lie together."""
         return self.leaves[0].device
@@ -202,6 +197,11 @@ def have_tasks(value: Any, tasks: int) -> bool:
     """Whether every part is a tensor ``[tasks, samples, ...]`` of so many tasks."""
     tensors = [leaf for _, leaf in leaves(value)]
     return all(isinstance(t, Tensor) and t.ndim >= 2 and len(t) == tasks for t in tensors)
+
+
+def same_parts(one: Any, other: Any) -> bool:
+    """Whether two values hold tensors at the same paths."""
+    return [path for path, _ in leaves(one)] == [path for path, _ in leaves(other)]
 
 
 def sizes_after(value: Data, axes: int) -> tuple[torch.Size, ...]:

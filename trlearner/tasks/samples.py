@@ -25,7 +25,7 @@ class Samples:
     Args:
         x: Inputs, ``[tasks, samples, ...]``: a tensor, or dicts, tuples and lists of tensors, which become a
             `Nested`; its ``.tree`` is what was given.
-        y: Targets, likewise.
+        y: Targets, ``[tasks, samples, ...]``, given in the same way.
         mask: ``[tasks, samples]``, true where a sample is real; ``None`` where all are. What
             stands under a false entry is never read: it is replaced by the task's first real sample.
         ways: The number of classes of every task, for integer targets; static, so that it is
